@@ -1,0 +1,37 @@
+"""Eight CPU devices, settled flags, and the shared golden values where they are at hand."""
+
+import os
+import pathlib
+
+# Before jax is imported: a test machine with an accelerator must not hand it to every test.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# grain's workers read absl flags; pytest's own command line is not theirs to parse.
+flags.FLAGS.mark_as_parsed()
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+def _shared(part: str) -> pathlib.Path:
+    path = SHARED / part
+    if not path.exists():
+        pytest.skip(f"needs ../shared/{part}, which is not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden() -> pathlib.Path:
+    """The folder of golden values; skips the test where it is missing."""
+    return _shared("golden")
+
+
+@pytest.fixture(scope="session")
+def openclipart() -> pathlib.Path:
+    """The folder of openclipart webdataset tars; skips the test where it is missing."""
+    return _shared("data/openclipart")
