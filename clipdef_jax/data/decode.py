@@ -1,0 +1,156 @@
+"""Bytes to pixels: whatever a crawl brings becomes uint8 RGB, or one line that says why not."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 178_956_970
+"""Larger pictures are refused by their header, before a pixel is decoded (Pillow's own limit)."""
+
+# Pillow remarks on large headers and on damaged metadata; both are dealt with below. A filter for
+# good, since `warnings.catch_warnings` around each picture is not safe under threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# A strip longer than this times its width is cut to it before it is resized: 1 x 10^7 px would
+# otherwise grow to side x side * 10^7. Its ends are far outside the centre crop.
+_MAX_ASPECT = 16
+
+
+class DecodeError(ValueError):
+    """A picture that cannot be used; the message is the reason, on one line."""
+
+
+def decode(image: bytes | np.ndarray, side: int | None = None) -> np.ndarray:
+    """Decodes a picture to RGB, upright, transparency on white.
+
+    Args:
+      image: an encoded file in any format Pillow reads (the first frame of an animation), or
+        uint8 pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+      side: the side `prepare` will be asked for, in pixels. Large JPEGs are then decoded at 1/2,
+        1/4 or 1/8 of their size, never under twice `side`. None decodes every pixel.
+
+    Returns:
+      uint8 (H, W, 3).
+
+    Raises:
+      DecodeError: empty, unreadable, truncated, of zero size, or over `MAX_PIXELS`.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if len(image) == 0:
+        raise DecodeError("the image is empty (0 bytes)")
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DecodeError(_too_large()) from None
+    except Exception:  # Pillow's readers let almost any exception through.
+        raise DecodeError(
+            f"the image is unreadable ({len(image):,} bytes): unknown format, header damaged or cut, "
+            "or zero width or height"
+        ) from None
+    if picture.width * picture.height > MAX_PIXELS:
+        raise DecodeError(_too_large(picture.size))
+    try:
+        if side is not None:
+            picture.draft(None, (2 * side, 2 * side))
+        orientation = _orientation(picture)
+        picture.load()
+        picture = _to_rgb(picture)
+    except Exception as error:
+        raise DecodeError(_damaged(error)) from None
+    if orientation in _TRANSPOSE:
+        picture = picture.transpose(_TRANSPOSE[orientation])
+    return np.asarray(picture)
+
+
+def prepare(image: np.ndarray, side: int) -> np.ndarray:
+    """Brings a picture to the model's size as CLIP's own preprocessing does.
+
+    The short side becomes `side` (bicubic with antialiasing), then the centre is cut out; rounding
+    as in torchvision's `Resize` and `CenterCrop`, which OpenAI's CLIP uses.
+
+    Args:
+      image: uint8 (H, W, 3).
+      side: in pixels.
+
+    Returns:
+      uint8 (side, side, 3): the argument itself where it has that size already.
+    """
+    if image.shape[:2] == (side, side):
+        return image
+    image = _cut_strip(image)
+    height, width = image.shape[:2]
+    if width <= height:
+        new_width, new_height = side, int(side * height / width)
+    else:
+        new_width, new_height = int(side * width / height), side
+    picture = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
+    left = round((new_width - side) / 2)
+    top = round((new_height - side) / 2)
+    return np.asarray(picture.crop((left, top, left + side, top + side)))
+
+
+def _from_array(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8:
+        raise DecodeError(f"pixels are {image.dtype}, expected uint8")
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    if image.ndim != 2 and not (image.ndim == 3 and image.shape[2] in (3, 4)):
+        raise DecodeError(f"pixels have shape {image.shape}, expected (H, W), or (H, W, 1|3|4)")
+    if image.size == 0:
+        raise DecodeError(f"pixels have shape {image.shape}: zero width or height")
+    if image.ndim == 3 and image.shape[2] == 3:
+        return image
+    return np.asarray(_to_rgb(Image.fromarray(image)))
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        # 16-bit greys; Pillow would clip them to 255 rather than scale them.
+        levels = np.clip(np.asarray(picture).astype(np.int32), 0, 65535) >> 8
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return picture.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # Damaged metadata does not spoil the pixels.
+        return 1
+
+
+def _cut_strip(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    longest = _MAX_ASPECT * min(height, width)
+    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
+    return image[top : top + longest, left : left + longest]
+
+
+def _too_large(size: tuple[int, int] | None = None) -> str:
+    claim = f"{size[0]:,} x {size[1]:,} px" if size else "a size"
+    return f"the image's header claims {claim} over the limit of {MAX_PIXELS:,} px"
+
+
+def _damaged(error: Exception) -> str:
+    detail = " ".join(str(error).split()) or type(error).__name__
+    return f"the image is truncated or damaged: {detail}"
