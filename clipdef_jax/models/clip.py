@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from clipdef_jax.errors import UserError
 from clipdef_jax.models.config import CLIPConfig, named
+from clipdef_jax.models.resnet import ModifiedResNet
 from clipdef_jax.models.text import TextTransformer
 from clipdef_jax.models.transformer import Transformer
 from clipdef_jax.models.vit import VisionTransformer
@@ -75,7 +76,8 @@ class CLIP:
           Features (B, D) float32, not normalised.
         """
         self._check_pixels(pixels)
-        return self._image_tower().apply(_image_variables(params), pixels)
+        features = self._image_tower().apply(_image_variables(params), pixels)
+        return cast(jax.Array, features)
 
     def encode_image_train(
         self, params: Params, pixels: jax.Array
@@ -89,9 +91,14 @@ class CLIP:
           pixels: (B, H, W, 3) float, as `preprocess` makes them.
 
         Returns:
-          Features (B, D) float32, not normalised, and the statistics to keep: {} for a ViT.
+          Features (B, D) float32, not normalised, and the statistics after this batch, in the
+          form of `split_statistics`: {} for a ViT.
         """
-        return self.encode_image(params, pixels), {}
+        self._check_pixels(pixels)
+        features, statistics = self._image_tower(train=True).apply(
+            _image_variables(params), pixels, mutable=["batch_stats"]
+        )
+        return features, dict(statistics)
 
     def encode_text(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Encodes texts.
@@ -108,7 +115,8 @@ class CLIP:
                 f"tokens have shape {tokens.shape}, expected (B, L) with L at most "
                 f"context_length {self.config.context_length}"
             )
-        return self._text_tower().apply({"params": params["text"]}, tokens)
+        features = self._text_tower().apply({"params": params["text"]}, tokens)
+        return cast(jax.Array, features)
 
     def preprocess(self, images: jax.Array) -> jax.Array:
         """Turns pictures into what `encode_image` expects.
@@ -130,50 +138,59 @@ class CLIP:
         """Returns the logarithm of the logit scale, a float32 scalar."""
         return params["log_scale"]
 
-    def _image_tower(self) -> nn.Module:
+    def _image_tower(self, train: bool = False) -> nn.Module:
         config = self.config
-        if config.image_tower == "resnet":
-            raise UserError("ResNet image towers are not built yet")
-        blocks = Transformer(
+        if isinstance(config.image_layers, tuple):
+            return ModifiedResNet(
+                layers=config.image_layers,
+                width=config.image_width,
+                heads=config.image_heads,
+                embed_dim=config.embed_dim,
+                train=train,
+                remat=self.remat,
+                dtype=self.dtype,
+            )
+        blocks = self._transformer(
             layers=config.image_layers,
             heads=config.image_heads,
             mlp_width=config.image_mlp_width or 4 * config.image_width,
-            activation=config.activation,
             causal=False,
-            eps=config.layer_norm_eps,
-            remat=self.remat,
-            dtype=self.dtype,
         )
         return VisionTransformer(
-            config.patch_size,
-            config.image_width,
-            config.embed_dim,
-            blocks,
-            config.layer_norm_eps,
-            self.dtype,
+            patch_size=config.patch_size,
+            width=config.image_width,
+            embed_dim=config.embed_dim,
+            blocks=blocks,
+            eps=config.layer_norm_eps,
+            dtype=self.dtype,
         )
 
     def _text_tower(self) -> nn.Module:
         config = self.config
-        blocks = Transformer(
+        blocks = self._transformer(
             layers=config.text_layers,
             heads=config.text_heads,
             mlp_width=config.text_mlp_width or 4 * config.text_width,
-            activation=config.activation,
             causal=True,
-            eps=config.layer_norm_eps,
-            remat=self.remat,
-            dtype=self.dtype,
         )
         return TextTransformer(
-            config.vocab_size,
-            config.context_length,
-            config.text_width,
-            config.embed_dim,
-            config.eos_token_id,
-            blocks,
-            config.layer_norm_eps,
-            self.dtype,
+            vocab_size=config.vocab_size,
+            context_length=config.context_length,
+            width=config.text_width,
+            embed_dim=config.embed_dim,
+            eos_token_id=config.eos_token_id,
+            blocks=blocks,
+            eps=config.layer_norm_eps,
+            dtype=self.dtype,
+        )
+
+    def _transformer(self, **shape: Any) -> Transformer:
+        return Transformer(
+            **shape,
+            activation=self.config.activation,
+            eps=self.config.layer_norm_eps,
+            remat=self.remat,
+            dtype=self.dtype,
         )
 
     def _check_pixels(self, pixels: jax.Array) -> None:
@@ -186,10 +203,7 @@ class CLIP:
 
 
 def _image_variables(params: Params) -> dict[str, Any]:
-    variables = {"params": params["image"]}
-    if "batch_stats" in params:
-        variables["batch_stats"] = params["batch_stats"]
-    return variables
+    return {"params": params["image"]} | split_statistics(params)[1]
 
 
 def split_statistics(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
