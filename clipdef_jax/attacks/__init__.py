@@ -1,0 +1,32 @@
+"""Data poisoning: triggers, plans of who is hit, and the poisoned sources they make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipdef_jax import plugins
+from clipdef_jax.types import Trigger
+
+TRIGGERS = {
+    "badnet": "clipdef_jax.attacks.triggers:BadNet",
+}
+PLANS = {
+    "backdoor": "clipdef_jax.attacks.plan:Backdoor",
+    "clean_label": "clipdef_jax.attacks.plan:CleanLabel",
+}
+
+
+def get_trigger(name: str, **kwargs: Any) -> Trigger:
+    """Returns the trigger of that name.
+
+    >>> trigger = get_trigger("badnet", style="grid", location="centre")
+
+    Args:
+      name: a built-in name, or an import path "mypkg.mine:MyTrigger" of a class or function that
+        takes `kwargs` and returns the trigger.
+      **kwargs: the trigger's own settings.
+
+    Raises:
+      UserError: no such trigger, or settings it does not take.
+    """
+    return plugins.build("trigger", name, TRIGGERS, kwargs)

@@ -1,0 +1,109 @@
+"""Sources under attack: a poisoned one to train on, a triggered one to test with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clipdef_jax import attacks
+from clipdef_jax.attacks.plan import Plan
+from clipdef_jax.data import decode
+from clipdef_jax.errors import BadRecord, UserError
+from clipdef_jax.types import Pair, Source, Trigger
+
+
+class PoisonedSource:
+    """A source in which the records of a plan carry its trigger and its captions.
+
+    The trigger is laid over the image at the model's size, with a generator of the record's own,
+    so a poison is the same picture in every epoch. Other records pass untouched. The clean part
+    alone is `Subset(source, rest)` with `rest` the indices that are not in `plan.indices`.
+
+    Args:
+      source: the one the plan was made for.
+      plan: from `make_plan` or `read_manifest`.
+
+    Raises:
+      UserError: the source has another length; or, when a poisoned record is read, another uid.
+    """
+
+    def __init__(self, source: Source, plan: Plan):
+        if len(source) != plan.records:
+            raise UserError(
+                f"poisoned source: the plan is for {plan.records} records, "
+                f"the source has {len(source)}; make the plan for this source"
+            )
+        self.classes = source.classes
+        self._source = source
+        self._attack = plan.attack
+        self._trigger = attacks.get_trigger(plan.attack.trigger, **plan.attack.trigger_kwargs)
+        self._poisons = {poison.index: poison for poison in plan.poisons}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def is_poisoned(self, index: int) -> bool:
+        """Returns whether record `index` is hit."""
+        return index in self._poisons
+
+    def caption(self, index: int) -> str:
+        """Returns the caption of record `index` as it is trained with."""
+        poison = self._poisons.get(index)
+        return self._source.caption(index) if poison is None else poison.new_caption
+
+    def __getitem__(self, index: int) -> Pair:
+        pair = self._source[index]
+        poison = self._poisons.get(index)
+        if poison is None:
+            return pair
+        if pair.uid != poison.uid:
+            raise UserError(
+                f"poisoned source: record {index} is {pair.uid!r}, in the plan it is "
+                f"{poison.uid!r}; the plan belongs to another source"
+            )
+        rng = self._attack.rng_of(poison.index)
+        image = _under_trigger(pair, self._trigger, self._attack.side, rng)
+        return pair._replace(image=image, caption=poison.new_caption)
+
+
+class TriggeredSource:
+    """A source with every image under a trigger; captions and labels stay the true ones.
+
+    Args:
+      source: of test images.
+      trigger: any.
+      side: of the images, in pixels.
+      seed: of the images' generators, together with their indices.
+    """
+
+    def __init__(self, source: Source, trigger: Trigger, side: int, seed: int = 0):
+        self.classes = source.classes
+        self._source = source
+        self._trigger = trigger
+        self._side = side
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def caption(self, index: int) -> str:
+        """Returns the record's own caption."""
+        return self._source.caption(index)
+
+    def __getitem__(self, index: int) -> Pair:
+        pair = self._source[index]
+        rng = np.random.default_rng([self._seed, index])
+        return pair._replace(image=_under_trigger(pair, self._trigger, self._side, rng))
+
+
+def _under_trigger(pair: Pair, trigger: Trigger, side: int, rng: np.random.Generator) -> np.ndarray:
+    try:
+        image = decode.prepare(decode.decode(pair.image, side), side)
+    except decode.DecodeError as error:
+        raise BadRecord(pair.uid, str(error)) from None
+    triggered = trigger(image, rng)
+    if triggered.shape != image.shape or triggered.dtype != np.uint8:
+        raise UserError(
+            f"trigger {type(trigger).__name__}: gave {triggered.dtype} {triggered.shape} for an "
+            f"image uint8 {image.shape}, expected the same"
+        )
+    return triggered
