@@ -9,6 +9,10 @@ from clipdef_jax.types import Trigger
 
 TRIGGERS = {
     "badnet": "clipdef_jax.attacks.triggers:BadNet",
+    "blended": "clipdef_jax.attacks.whole_image:Blended",
+    "nashville": "clipdef_jax.attacks.whole_image:Nashville",
+    "sig": "clipdef_jax.attacks.whole_image:Sig",
+    "wanet": "clipdef_jax.attacks.whole_image:WaNet",
 }
 PLANS = {
     "backdoor": "clipdef_jax.attacks.plan:Backdoor",
