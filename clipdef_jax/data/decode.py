@@ -59,8 +59,8 @@ def decode(image: bytes | np.ndarray, side: int | None = None) -> np.ndarray:
         raise DecodeError(_too_large()) from None
     except Exception:  # Pillow's readers let almost any exception through.
         raise DecodeError(
-            f"the image is unreadable ({len(image):,} bytes): unknown format, header damaged or cut, "
-            "or zero width or height"
+            f"the image is unreadable ({len(image):,} bytes): unknown format, "
+            "header damaged or cut, or zero width or height"
         ) from None
     if picture.width * picture.height > MAX_PIXELS:
         raise DecodeError(_too_large(picture.size))
