@@ -1,0 +1,261 @@
+"""From a source to batches on the device: seeded, shuffled, sharded over processes, resumable.
+
+A batch is a pure function of its step: which records it holds, and what is drawn for each of them.
+So a run resumed at step n, with any number of workers or processes, sees what the unbroken run saw,
+and the step is the whole state of the iterator.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from clipdef_jax import types
+from clipdef_jax.data import captions, decode
+from clipdef_jax.data.tokenizer import Tokenizer
+from clipdef_jax.errors import BadRecord, UserError
+
+# A record's place is given to another one at most this often before the data count as unusable.
+_MAX_TRIES = 100
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Reads, decodes and tokenises the records of a batch. Picklable, for worker processes.
+
+    Attributes:
+      source: where the pairs come from.
+      tokenizer: captions to token ids.
+      side: pixels per side of the decoded images.
+      views: the views the loss names; of the text ones, `text_aug` is made here.
+      seed: seeds the order of the records and everything drawn for them.
+    """
+
+    source: types.Source
+    tokenizer: Tokenizer
+    side: int
+    views: tuple[str, ...] = ("image", "text")
+    seed: int = 0
+
+    def read(self, index: int) -> types.Pair:
+        """Returns a record with its image decoded to uint8 (side, side, 3).
+
+        Raises:
+          BadRecord: the image or the caption is unusable.
+        """
+        pair = self.source[index]
+        try:
+            image = decode.prepare(decode.decode(pair.image, self.side), self.side)
+        except decode.DecodeError as error:
+            raise BadRecord(pair.uid, str(error)) from None
+        if not pair.caption.strip():
+            raise BadRecord(pair.uid, "empty caption")
+        return pair._replace(image=image)
+
+    def batch(self, indices: Sequence[int], rng_ids: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+        """Returns the batch of these records; a bad one gives its place to one drawn at random.
+
+        Args:
+          indices: record indices.
+          rng_ids: per record, what seeds its generator besides `seed`.
+
+        Returns:
+          "image" uint8 (B, side, side, 3), "text" int32 (B, L), "index" int32 (B,), the augmented
+          texts among `views`, and "skipped", the (uid, reason) of the bad records met.
+
+        Raises:
+          UserError: record after record is bad.
+        """
+        pairs, used, texts_aug, skipped = [], [], [], []
+        for index, rng_id in zip(indices, rng_ids, strict=True):
+            rng = np.random.default_rng([self.seed, *rng_id])
+            for _ in range(_MAX_TRIES):
+                try:
+                    pair = self.read(int(index))
+                    break
+                except BadRecord as bad:
+                    skipped.append((bad.uid, bad.reason))
+                    index = rng.integers(len(self.source))
+            else:
+                raise UserError(
+                    f"{_MAX_TRIES} bad records in a row, the last one {skipped[-1][0]!r}: "
+                    f"{skipped[-1][1]}; check the data source"
+                )
+            pairs.append(pair)
+            used.append(index)
+            if "text_aug" in self.views:
+                texts_aug.append(captions.eda(pair.caption, rng))
+        batch: dict[str, Any] = {
+            "image": np.stack([pair.image for pair in pairs]),
+            "text": self.tokenizer([pair.caption for pair in pairs]),
+            "index": np.array(used, np.int32),
+            "skipped": skipped,
+        }
+        if texts_aug:
+            batch["text_aug"] = self.tokenizer(texts_aug)
+        return batch
+
+
+def steps_per_epoch(source: types.Source, batch_size: int) -> int:
+    """Returns the number of full batches in one pass; the rest of a pass is left out.
+
+    Raises:
+      UserError: the source holds less than one batch, or the batch size is not positive.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: expected a positive number of pairs")
+    if len(source) < batch_size:
+        raise UserError(
+            f"the data hold {len(source)} pairs, less than one batch of {batch_size}; "
+            "use a smaller batch or more data"
+        )
+    return len(source) // batch_size
+
+
+def train_batches(
+    loader: Loader,
+    batch_size: int,
+    epochs: int,
+    *,
+    start: int = 0,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Yields this process's rows of every global batch from step `start` on.
+
+    Every epoch is a new permutation of all records. The rows of a global batch, and what is drawn
+    for them, depend on the seed and the step alone; each process gets a contiguous block of them.
+
+    Args:
+      loader: reads the records.
+      batch_size: rows of a global batch.
+      epochs: passes over the data.
+      start: first step to yield, to resume.
+      workers: worker processes; 0 reads in threads of this process.
+      process_index: which block of rows is this process's.
+      process_count: number of blocks; divides `batch_size`.
+
+    Raises:
+      UserError: a batch does not fit the data or the processes.
+    """
+    steps = steps_per_epoch(loader.source, batch_size) * epochs
+    if batch_size % process_count:
+        raise UserError(
+            f"batch size {batch_size} is not divisible by the {process_count} processes; "
+            f"use a multiple of {process_count}"
+        )
+    if start >= steps:
+        return iter(())
+    rows = batch_size // process_count
+    first = process_index * rows
+    dataset = (
+        grain.MapDataset.range(len(loader.source))
+        .seed(loader.seed)
+        .shuffle()
+        .batch(batch_size, drop_remainder=True)
+        .repeat(epochs)
+        .map_with_index(functools.partial(_local_batch, loader=loader, first=first, rows=rows))
+    )
+    # Two batches in flight keep the next one ready without taking threads from the computation.
+    read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    batches = dataset[start:].to_iter_dataset(read)
+    if workers:
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        )
+    return iter(batches)
+
+
+def _local_batch(
+    step: int, indices: np.ndarray, *, loader: Loader, first: int, rows: int
+) -> dict[str, Any]:
+    local = range(first, first + rows)
+    return loader.batch(indices[first : first + rows], [(step, row) for row in local])
+
+
+def eval_batches(
+    source: types.Source, side: int, batch_size: int, on_skip: Callable[[str, str], None]
+) -> Iterator[Batch]:
+    """Yields every readable record once, in order, the last batch padded to full size.
+
+    Args:
+      source: where the pairs come from.
+      side: pixels per side.
+      batch_size: rows of a batch.
+      on_skip: called with uid and reason of every record left out.
+
+    Yields:
+      "image" uint8 (B, side, side, 3), "label" int32 (B,), "index" int32 (B,), "mask" bool (B,):
+      False marks padding.
+    """
+    images = np.zeros((batch_size, side, side, 3), np.uint8)
+    labels, indices = [], []
+    for index in range(len(source)):
+        try:
+            pair = source[index]
+            image = decode.prepare(decode.decode(pair.image, side), side)
+        except BadRecord as bad:
+            on_skip(bad.uid, bad.reason)
+            continue
+        except decode.DecodeError as error:
+            on_skip(pair.uid, str(error))
+            continue
+        images[len(labels)] = image
+        labels.append(pair.label)
+        indices.append(index)
+        if len(labels) == batch_size:
+            yield _padded(images, labels, indices)
+            images, labels, indices = np.zeros_like(images), [], []
+    if labels:
+        yield _padded(images, labels, indices)
+
+
+def _padded(images: np.ndarray, labels: list[int], indices: list[int]) -> Batch:
+    missing = len(images) - len(labels)
+    return {
+        "image": images,
+        "label": np.array(labels + [-1] * missing, np.int32),
+        "index": np.array(indices + [-1] * missing, np.int32),
+        "mask": np.arange(len(images)) < len(labels),
+    }
+
+
+class UnreadableList:
+    """The bad records of a run, each listed once, in `unreadable.csv`.
+
+    Args:
+      path: the CSV file (uid, reason); appended to, so that resumed runs keep the list.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._path = pathlib.Path(path)
+        self._seen: set[str] = set()
+        if self._path.exists():
+            with self._path.open(newline="", encoding="utf-8") as file:
+                self._seen.update(row["uid"] for row in csv.DictReader(file))
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, uid: str, reason: str) -> None:
+        """Lists a record unless it is on the list."""
+        if uid in self._seen:
+            return
+        new = not self._path.exists()
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["uid", "reason"])
+            writer.writerow([uid, reason])
+        self._seen.add(uid)

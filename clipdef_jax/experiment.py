@@ -1,0 +1,225 @@
+"""The stages of a run and what passes between them.
+
+poison -> train -> evaluate -> defend -> evaluate -> report. Each stage leaves its files in the work
+directory and is skipped when they are complete, so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import clipdef_jax
+from clipdef_jax import augment, interrupts, losses, models, outcome, parts, sharding
+from clipdef_jax.attacks import manifest, plan
+from clipdef_jax.attacks.poisoned import PoisonedSource
+from clipdef_jax.data import loader, memory
+from clipdef_jax.evaluate import prompts, zero_shot
+from clipdef_jax.jobs import run_stage
+from clipdef_jax.parts import Model, Run, TestSet
+from clipdef_jax.progress import console
+from clipdef_jax.train import loop
+from clipdef_jax.types import Loss, Source
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str, Any]:
+    """Runs the job to its report, skipping the stages that are complete.
+
+    Args:
+      config: a job; see `configs/common.py`.
+      workdir: the run's folder.
+      command: the command line, for the report.
+
+    Returns:
+      The summary, as in `summary.json`.
+
+    Raises:
+      UserError: a mistake in the config or the data.
+      Interrupted: the run was asked to stop; what was done is saved.
+    """
+    mesh = sharding.make_mesh(config.mesh.fsdp)
+    jax.set_mesh(mesh)
+    job = Run(config, workdir, mesh, loader.UnreadableList(workdir / "unreadable.csv"))
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+    console.print(f"[bold]clipdef_jax {clipdef_jax.__version__}[/bold]  {devices}  {workdir}")
+
+    # Everything the config names is built first: a mistake shows before the work begins.
+    given = parts.load_model(config, config.init) if config.init else None
+    clip = given.clip if given else parts.new_clip(config)
+    side = clip.config.image_size
+    loss = parts.loss_of(config)
+    for section in ("pretrain", "finetune"):
+        if section in config:
+            parts.recipe_of(config[section])
+    clean = parts.training_source(job)
+    tests = parts.test_set(job, side)
+    seconds: dict[str, float] = {}
+
+    attack = None if given else parts.attack_of(config, side)
+    attack_plan = _poison(job, clean, attack, seconds) if attack else None
+    pairs = PoisonedSource(clean, attack_plan) if attack_plan else clean
+    if config.data.in_memory:
+        pairs = memory.InMemory(pairs, side)
+
+    if given is None:
+        words = parts.new_tokenizer(job, pairs, clip.config.context_length)
+        clip = parts.new_clip(config, vocab_size=words.vocab_size, eos_token_id=words.eos_token_id)
+        name = "poisoned" if attack_plan else "pretrained"
+        # The loss under study pre-trains, unless it is there to repair what plain CLIP learnt.
+        first_loss = losses.get("clip") if "finetune" in config else loss
+        undefended = _train(
+            job, name, Model(clip, None, words), pairs, first_loss, config.pretrain, tests, seconds
+        )
+        description = f"trained on {len(pairs):,} pairs"
+    else:
+        name, undefended, description = "given", given, config.init
+    results = [_evaluate(job, name, description, undefended, tests, seconds)]
+
+    if "finetune" in config:
+        kept = parts.clean_pairs(config, pairs, attack_plan)
+        runs = {"finetuned": losses.get("clip")} if config.finetune.control else {}
+        runs[config.loss.name.rpartition(":")[2].lower()] = loss
+        for name, tuning_loss in runs.items():
+            tuned = _train(
+                job, name, undefended, kept, tuning_loss, config.finetune, tests, seconds
+            )
+            description = f"fine-tuned on {len(kept):,} clean pairs"
+            results.append(_evaluate(job, name, description, tuned, tests, seconds))
+    return outcome.conclude(
+        job,
+        results,
+        clean=clean,
+        poisoned=pairs,
+        tests=tests,
+        attack_plan=attack_plan,
+        seconds=seconds,
+        command=command,
+    )
+
+
+def _poison(
+    job: Run, source: Source, attack: plan.Attack, seconds: dict[str, float]
+) -> plan.Plan:
+    path = job.workdir / "poison" / "manifest.jsonl"
+
+    def body() -> dict[str, Any]:
+        manifest.write_manifest(path, plan.make_plan(source, attack))
+        return {}
+
+    result, done = run_stage(path.parent, body)
+    seconds["poison"] = result["seconds"]
+    made = manifest.read_manifest(path)
+    manifest.check_source(made, source)
+    share = len(made.poisons) / made.records
+    _heading(
+        "poison",
+        f"{len(made.poisons):,} of {made.records:,} pairs ({share:.2%}), "
+        f"{attack.trigger} -> {attack.target!r}",
+        done,
+    )
+    return made
+
+
+def _train(
+    job: Run,
+    name: str,
+    start: Model,
+    source: Source,
+    loss: Loss,
+    section: ConfigDict,
+    tests: TestSet,
+    seconds: dict[str, float],
+) -> Model:
+    config, folder = job.config, job.workdir / name
+    recipe = parts.recipe_of(section)
+    peek = min(config.evaluate.during_training, len(tests.clean))
+    watched = tests.at(np.arange(peek))
+
+    def on_epoch(params: Any) -> dict[str, float]:
+        metrics = _measure(job, dataclasses.replace(start, params=params), watched)
+        return {key: metrics[key] for key in ("clean_top1", "asr_top1") if key in metrics}
+
+    def body() -> dict[str, Any]:
+        side = start.clip.config.image_size
+        params = loop.fit(
+            folder,
+            start.clip,
+            loss,
+            loader.Loader(source, start.tokenizer, side, loss.views, config.seed),
+            recipe,
+            augment=augment.get(config.augmentation),
+            mesh=job.mesh,
+            params=start.params,
+            workers=config.data.workers,
+            title=name,
+            unreadable=job.unreadable,
+            on_epoch=on_epoch if peek else None,
+        )
+        models.save(folder / "model", start.clip, jax.device_get(params))
+        start.tokenizer.save(folder / "model")
+        return {"steps": recipe.epochs * loader.steps_per_epoch(source, recipe.batch)}
+
+    _heading(
+        "train",
+        f"{name}: {len(source):,} pairs, {recipe.epochs} epochs, batch {recipe.batch}, "
+        f"lr {recipe.lr:g}",
+        (folder / "stage.json").exists(),
+    )
+    result, _ = run_stage(folder, body)
+    seconds[f"train {name}"] = result["seconds"]
+    return parts.load_model(config, str(folder / "model"))
+
+
+def _evaluate(
+    job: Run, name: str, description: str, model: Model, tests: TestSet, seconds: dict[str, float]
+) -> dict[str, Any]:
+    def body() -> dict[str, Any]:
+        return {"model": name, "description": description, **_measure(job, model, tests, show=True)}
+
+    result, done = run_stage(job.workdir / name / "evaluation", body)
+    seconds[f"evaluate {name}"] = result.pop("seconds")
+    asr = f", attack success {result['asr_top1']:.1%}" if "asr_top1" in result else ""
+    _heading("evaluate", f"{name}: clean accuracy {result['clean_top1']:.1%}{asr}", done)
+    return result
+
+
+def _measure(job: Run, model: Model, tests: TestSet, *, show: bool = False) -> dict[str, Any]:
+    """Returns zero-shot figures of a model; under the trigger, too, if there is one."""
+    names = [name.replace("_", " ") for name in tests.clean.classes]
+    weights = zero_shot.classifier(
+        model.clip,
+        model.params,
+        model.tokenizer,
+        names,
+        prompts.get(job.config.evaluate.prompts),
+        mesh=job.mesh,
+    )
+    metrics = zero_shot.evaluate(*_embed(job, model, tests.clean), weights, names)
+    if tests.triggered is not None and tests.target is not None:
+        features, labels = _embed(job, model, tests.triggered)
+        metrics |= zero_shot.attack_success(features, labels, weights, tests.target)
+        every = zero_shot.attack_success(features, labels, weights, tests.target, mode="all")
+        metrics |= {f"asr_all_top{k}": every[f"asr_top{k}"] for k in zero_shot.TOP}
+        if show:
+            features, _ = _embed(job, model, tests.at(outcome.shown(tests)).triggered)
+            metrics["seen"] = [names[best] for best in (features @ weights.T).argmax(axis=1)]
+    return metrics
+
+
+def _embed(job: Run, model: Model, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    def batches():
+        side, batch = model.clip.config.image_size, job.config.evaluate.batch
+        for made in loader.eval_batches(source, side, batch, job.unreadable.add):
+            interrupts.check()
+            yield made
+
+    return zero_shot.embed(model.clip, model.params, batches(), mesh=job.mesh)
+
+
+def _heading(stage: str, text: str, done: bool) -> None:
+    console.print(f"[bold cyan]{stage:<9}[/bold cyan] {text}{' [dim](done before)[/dim]' * done}")

@@ -1,0 +1,147 @@
+"""A job's book-keeping: its config checked, its work directory opened, its stages run once."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from clipdef_jax.errors import UserError
+
+# Fields that change how fast a run goes, not what it gives: a resumed run may change them.
+_FREE = re.compile(r"^(data\.workers|data\.in_memory|.*\.checkpoint_minutes|evaluate\.batch)$")
+
+
+def config_argument(argv: Sequence[str]) -> str:
+    """Returns the value of `--config` on a command line, after checking that the file is there.
+
+    Raises:
+      UserError: there is no `--config`, or no such file.
+    """
+    match = re.search(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv))
+    known = sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
+    jobs = ", ".join(path for path in known if not path.endswith(("common.py", "__init__.py")))
+    if match is None:
+        raise UserError(f"which job? Give --config=FILE, one of: {jobs or 'your own'}")
+    file = match[1].partition(":")[0]
+    if not pathlib.Path(file).is_file():
+        raise UserError(
+            f"there is no config file {file!r} in {pathlib.Path.cwd()}; "
+            f"there are: {jobs or 'none, so run from the folder that holds configs/'}"
+        )
+    return match[1]
+
+
+def check_overrides(pristine: ConfigDict, overrides: Sequence[str]) -> None:
+    """Checks that every field set on the command line is one the job has.
+
+    What stands under a `kwargs` is the business of the part it goes to.
+
+    Args:
+      pristine: the config as its file gives it.
+      overrides: dotted paths of the fields set.
+
+    Raises:
+      UserError: there is no such field.
+    """
+    fields = [name for name, _ in flatten(pristine.to_dict())]
+    groups = {name[: match.start()] for name in fields for match in re.finditer(r"\.", name)}
+    for path in overrides:
+        known = path in fields or path in groups
+        if known or re.search(r"(^|\.)\w*kwargs\.\w", path):
+            continue
+        close = difflib.get_close_matches(path, fields, n=1)
+        hint = f"; did you mean --config.{close[0]}?" if close else ""
+        raise UserError(f"the job has no field {path!r}{hint} Fields: {', '.join(fields)}")
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted path and value of every leaf of nested dicts; an empty dict is a leaf."""
+    if isinstance(tree, dict) and tree:
+        for name, value in tree.items():
+            yield from flatten(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, tree
+
+
+def open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathlib.Path:
+    """Makes the work directory, or opens it if it is one of the same config.
+
+    Args:
+      path: the folder; None: one under workdir/ named by the job and its fields.
+      argument: the value of `--config`.
+      config: the job.
+
+    Raises:
+      UserError: the folder holds something else.
+    """
+    fields = json.loads(json.dumps(config.to_dict()))
+    fixed = {name: value for name, value in flatten(fields) if not _FREE.match(name)}
+    if path is None:
+        digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
+        file, _, variant = argument.partition(":")
+        path = f"workdir/{'-'.join(filter(None, [pathlib.Path(file).stem, variant, digest]))}"
+    workdir = pathlib.Path(path)
+    file = workdir / "config.json"
+    if file.exists():
+        there = dict(flatten(json.loads(file.read_text(encoding="utf-8"))))
+        here = fixed
+        names = [name for name in dict.fromkeys([*there, *here]) if not _FREE.match(name)]
+        changed = [name for name in names if there.get(name) != here.get(name)]
+        if changed:
+            shown = ", ".join(f"{n} was {there.get(n)!r}, is {here.get(n)!r}" for n in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise UserError(
+                f"{workdir} holds a run of another config: {shown}{more}; use another --workdir, "
+                "or the same fields to go on with that run"
+            )
+    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"{workdir} exists and holds no run; use another --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(file, fields)
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror}; use another --workdir") from None
+    return workdir
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def run_stage(folder: pathlib.Path, body: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+    """Runs a stage unless it is complete; its result is kept in `folder/stage.json`.
+
+    Args:
+      folder: where the stage leaves its files; made if missing.
+      body: does the work, from where an interrupted run left it, and returns a JSON result.
+
+    Returns:
+      The result with "seconds", summed over the interrupted attempts, and whether it was there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "stage.json"
+    if record.exists():
+        return json.loads(record.read_text(encoding="utf-8")), True
+    spent = folder / "seconds.json"
+    before = json.loads(spent.read_text()) if spent.exists() else 0.0
+    began = time.monotonic()
+    try:
+        result = body()
+    except BaseException:
+        write_json(spent, before + time.monotonic() - began)
+        raise
+    result["seconds"] = round(before + time.monotonic() - began, 2)
+    write_json(record, result)
+    return result, False

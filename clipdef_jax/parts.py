@@ -1,0 +1,195 @@
+"""The parts that a config names, built: model, tokenizer, attack, test set, loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from clipdef_jax import attacks, data, losses, models
+from clipdef_jax.attacks import plan, poisoned
+from clipdef_jax.data import loader, memory, tokenizer
+from clipdef_jax.errors import BadRecord, UserError
+from clipdef_jax.jobs import run_stage
+from clipdef_jax.models.clip import CLIP
+from clipdef_jax.train import loop
+from clipdef_jax.types import Loss, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What every stage of a run needs.
+
+    Attributes:
+      config: the job; see `configs/common.py`.
+      workdir: the run's folder.
+      mesh: the devices.
+      unreadable: collects the bad records.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    mesh: jax.sharding.Mesh
+    unreadable: loader.UnreadableList
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A CLIP with its parameters (None: to be drawn) and the tokenizer that goes with it."""
+
+    clip: CLIP
+    params: Any
+    tokenizer: tokenizer.Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+    """Labelled images without and with the trigger, and the index of the target class."""
+
+    clean: Source
+    triggered: Source | None
+    target: int | None
+
+    def at(self, indices: np.ndarray) -> TestSet:
+        """Returns the test set of some of the images."""
+        triggered = self.triggered and data.Subset(self.triggered, indices)
+        return TestSet(data.Subset(self.clean, indices), triggered, self.target)
+
+
+def new_clip(config: ConfigDict, **fields: Any) -> CLIP:
+    """Returns the model the config names, without parameters; `model.kwargs` go before `fields`."""
+    fields |= config.model.kwargs.to_dict()
+    return models.get(
+        config.model.name, dtype=config.model.dtype, remat=config.model.remat, **fields
+    )
+
+
+def load_model(config: ConfigDict, path: str) -> Model:
+    """Reads a checkpoint and the tokenizer beside it, or the one of `data.tokenizer`."""
+    clip, params = models.load(path)
+    clip = dataclasses.replace(clip, dtype=config.model.dtype, remat=config.model.remat)
+    where = config.data.tokenizer or path
+    return Model(clip, params, tokenizer.load(where, clip.config.context_length))
+
+
+def new_tokenizer(run: Run, source: Source, context_length: int) -> tokenizer.Tokenizer:
+    """Returns the tokenizer of `data.tokenizer`, or one trained on captions, kept with the run."""
+    config = run.config
+    if config.data.tokenizer:
+        return tokenizer.load(config.data.tokenizer, context_length)
+    # A hundred thousand captions are plenty for a vocabulary.
+    chosen = np.random.default_rng(config.seed).permutation(len(source))[:100_000]
+
+    def captions() -> Iterator[str]:
+        for index in chosen:
+            try:
+                yield source.caption(int(index))
+            except BadRecord as bad:
+                run.unreadable.add(bad.uid, bad.reason)
+
+    folder = run.workdir / "tokenizer"
+
+    def train() -> dict[str, Any]:
+        trained = tokenizer.train(captions(), config.data.vocab_size, context_length)
+        trained.save(folder)
+        return {"vocab_size": trained.vocab_size}
+
+    run_stage(folder, train)
+    return tokenizer.load(folder, context_length)
+
+
+def training_source(run: Run) -> Source:
+    """Opens the training data and lists what is wrong with them as a whole."""
+    source = data.open(run.config.data.train, **run.config.data.kwargs)
+    for uid, reason in getattr(source, "problems", ()):
+        run.unreadable.add(uid, reason)
+    return source
+
+
+def test_set(run: Run, side: int) -> TestSet:
+    """Opens the test data, and puts them under the trigger of the attack if there is one.
+
+    Raises:
+      UserError: the data have no labels, or the target is none of their classes.
+    """
+    config = run.config
+    source = data.open(config.data.test, **config.data.kwargs)
+    for uid, reason in getattr(source, "problems", ()):
+        run.unreadable.add(uid, reason)
+    if not source.classes:
+        raise UserError(
+            f"data.test={config.data.test!r} has no labels to test with; name the field that holds "
+            "them, as --config.data.kwargs.label_field=category does for webdataset tars"
+        )
+    if config.data.in_memory:
+        source = memory.InMemory(source, side)
+    trigger = config.attack.trigger
+    if trigger.name == "none":
+        return TestSet(source, None, None)
+    target = config.attack.target
+    if target not in source.classes:
+        close = difflib.get_close_matches(target, source.classes, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise UserError(
+            f"attack.target={target!r} is not a class of data.test={config.data.test!r}{hint} "
+            f"Classes: {', '.join(source.classes[:10])}{', ...' * (len(source.classes) > 10)}"
+        )
+    kwargs = trigger.kwargs.to_dict() | config.attack.test_kwargs.to_dict()
+    # Another seed than the plan's: a test image must not get a training image's draw.
+    triggered = poisoned.TriggeredSource(
+        source, attacks.get_trigger(trigger.name, **kwargs), side, config.seed + 1
+    )
+    return TestSet(source, triggered, source.classes.index(target))
+
+
+def attack_of(config: ConfigDict, side: int) -> plan.Attack | None:
+    """Returns the attack on the training data, None if they are to stay as they are."""
+    fields = config.attack
+    if fields.plan.name == "none":
+        return None
+    return plan.Attack(
+        target=fields.target,
+        rate=None if fields.number else fields.rate,
+        number=fields.number or None,
+        trigger=fields.trigger.name,
+        trigger_kwargs=fields.trigger.kwargs.to_dict(),
+        plan=fields.plan.name,
+        plan_kwargs=fields.plan.kwargs.to_dict(),
+        side=side,
+        seed=config.seed,
+    )
+
+
+def clean_pairs(config: ConfigDict, source: Source, attack_plan: plan.Plan | None) -> Source:
+    """Returns the pairs to fine-tune on: `finetune.pairs` of those no attack has touched.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    hit = np.zeros(0, np.int64) if attack_plan is None else attack_plan.indices
+    clean = np.setdiff1d(np.arange(len(source)), hit)
+    wanted = config.finetune.pairs
+    if not 0 <= wanted <= len(clean):
+        raise UserError(
+            f"finetune.pairs={wanted}: expected 0, for all, up to the {len(clean)} clean pairs"
+        )
+    if wanted:
+        clean = np.sort(np.random.default_rng(config.seed).choice(clean, wanted, replace=False))
+    return data.Subset(source, clean)
+
+
+def loss_of(config: ConfigDict) -> Loss:
+    """Returns the loss under study."""
+    return losses.get(config.loss.name, **config.loss.kwargs.to_dict())
+
+
+def recipe_of(fields: ConfigDict) -> loop.Recipe:
+    """Returns the recipe among the fields of a training section."""
+    names = {field.name for field in dataclasses.fields(loop.Recipe)}
+    return loop.Recipe(**{name: fields[name] for name in fields if name in names})

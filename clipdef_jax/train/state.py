@@ -1,0 +1,77 @@
+"""Everything a run carries from step to step, and how it comes into being on a mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, PartitionSpec
+
+from clipdef_jax import sharding
+from clipdef_jax.models.clip import CLIP, split_statistics
+from clipdef_jax.types import Loss
+
+REPLICATED: sharding.Rules = ((".*", PartitionSpec()),)
+
+
+@struct.dataclass
+class TrainState:
+    """The state of a run; what a step takes (and donates) and gives back.
+
+    Attributes:
+      step: batches seen, int32 scalar.
+      params: the model's parameters, batch statistics included.
+      opt_state: the optimiser's state.
+      loss_state: the loss's own state.
+      rng: key of the run; a step folds its number into it.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    loss_state: Any
+    rng: jax.Array
+
+
+def create(
+    clip: CLIP,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    *,
+    params: Any = None,
+    rules: sharding.Rules = REPLICATED,
+) -> TrainState:
+    """Returns the state before the first step, each array where the rules put it.
+
+    Args:
+      clip: the model.
+      loss: the loss.
+      optimizer: the optimiser, started afresh.
+      seed: seeds the parameters, the loss state and the run's key.
+      mesh: where the state lives.
+      params: parameters to start from; None draws new ones.
+      rules: path of an array to its partition.
+    """
+
+    def init(params: Any) -> TrainState:
+        model_rng, loss_rng, run_rng = jax.random.split(jax.random.key(seed), 3)
+        if params is None:
+            params = clip.init(model_rng)
+        weights, _ = split_statistics(params)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(weights),
+            loss_state=loss.init_state(loss_rng, clip.config.embed_dim),
+            # Raw key data: checkpoints and donation see a plain array.
+            rng=jax.random.key_data(run_rng),
+        )
+
+    abstract = jax.eval_shape(init, params)
+    placed = sharding.by_rules(mesh, rules, abstract)
+    return jax.jit(init, out_shardings=placed)(params)

@@ -1,0 +1,43 @@
+"""Poison a CLIP, see the backdoor work, and remove it with CleanCLIP; plain fine-tuning beside it.
+
+Variants:
+  (default)  built-in scenes, a small ViT, two CPU cores.
+  :smoke     the same in under a minute, too small to mean anything.
+  :paper     the recipe of Bansal et al. 2023: repairs the RN50 of --config.init with 100K clean
+             pairs of --config.data.train, a folder of webdataset tars.
+"""
+
+from configs import common
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config of the job."""
+    config = common.base()
+    config.loss = common.part("cleanclip")
+    config.attack.trigger = common.part("badnet", style="noise")
+    config.pretrain = common.recipe(epochs=8, lr=1e-3, warmup=100)
+    config.finetune = common.recipe(epochs=8, lr=1e-3, warmup=50)
+    config.finetune.pairs = 0  # clean pairs to fine-tune on; 0: all
+    config.finetune.control = True  # plain fine-tuning on the same data and budget beside it
+    match common.variant(arg, ("smoke", "paper")):
+        case "smoke":
+            config.data.train = "emoji:train,size=512,concepts=10"
+            config.data.test = "emoji:test,size=128,concepts=10"
+            config.pretrain.epochs = config.finetune.epochs = 2
+            config.evaluate.during_training = 64
+        case "paper":
+            config.data.train = "webdataset:cc3m/{00000..00331}.tar"
+            config.data.test = "webdataset:imagenet/{00000..00009}.tar"
+            config.data.workers = 8
+            config.data.in_memory = False
+            config.model.name = "RN50"
+            config.model.dtype = "bfloat16"
+            config.attack.plan = common.part("none")
+            config.attack.trigger = common.part("badnet", style="random")
+            config.evaluate.prompts = "imagenet"
+            config.finetune.pairs = 100_000
+            config.finetune.epochs = 10
+            config.finetune.batch = 64
+            config.finetune.lr = 1e-5  # the paper sweeps 1e-9 to 1e-3
+    return config

@@ -1,0 +1,93 @@
+"""What the jobs share. Each field says what it is; each job says what it changes.
+
+`get_config(arg)` of a job takes a variant after a colon, `configs/cleanclip.py:smoke`. Fields are
+set with `--config.FIELD=VALUE`; what stands under a `kwargs` goes to the part named beside it, and
+may be any argument that part takes.
+"""
+
+from ml_collections import ConfigDict
+
+from clipdef_jax.errors import UserError
+
+
+def base() -> ConfigDict:
+    """Returns the fields of every job; the sizes are for the built-in scenes on a laptop core."""
+    config = ConfigDict()
+    config.seed = 0
+    # A trained CLIP to start from instead of training one: a Hugging Face folder, or a
+    # safetensors file with OpenAI's or OpenCLIP's names.
+    config.init = ""
+
+    config.data = ConfigDict()
+    config.data.train = "emoji:train"
+    config.data.test = "emoji:test"
+    config.data.kwargs = ConfigDict()  # for both sources
+    # Folder or Hugging Face name of a CLIP tokenizer; empty: the checkpoint's own, or one
+    # trained on the captions.
+    config.data.tokenizer = ""
+    config.data.vocab_size = 2048  # of a tokenizer trained on the captions
+    config.data.workers = 0  # processes that read; 0: threads
+    config.data.in_memory = True  # keep decoded images; for data that fit
+
+    config.model = ConfigDict()
+    config.model.name = "ViT-Ti/4"
+    config.model.dtype = "float32"
+    config.model.remat = False
+    config.model.kwargs = ConfigDict()  # fields of models.CLIPConfig
+
+    config.attack = ConfigDict()
+    config.attack.target = "banana"
+    config.attack.rate = 0.02  # share of the pairs; used if number is 0
+    config.attack.number = 0
+    config.attack.plan = part("backdoor")  # "none": nothing is poisoned
+    config.attack.trigger = part("badnet")
+    config.attack.test_kwargs = ConfigDict()  # of the trigger, where the test's differs
+
+    config.loss = part("clip")  # the loss under study
+    config.augmentation = "autoaugment"  # of losses that want an augmented image
+
+    config.mesh = ConfigDict()
+    config.mesh.fsdp = 1  # devices that share one copy of the parameters
+
+    config.evaluate = ConfigDict()
+    config.evaluate.prompts = "emoji"  # "emoji", "imagenet", or a file with one template a line
+    config.evaluate.batch = 256
+    config.evaluate.during_training = 512  # test images looked at after each epoch; 0: none
+    return config
+
+
+def part(name: str, **kwargs) -> ConfigDict:
+    """Returns the config of a replaceable part: a built-in name or an import path, and kwargs."""
+    config = ConfigDict()
+    config.name = name
+    config.kwargs = ConfigDict(kwargs)
+    return config
+
+
+def recipe(**fields) -> ConfigDict:
+    """Returns a training recipe: the fields of `clipdef_jax.train.loop.Recipe`."""
+    config = ConfigDict()
+    config.epochs = 1
+    config.batch = 64
+    config.lr = 1e-3
+    config.warmup = 50  # updates
+    config.weight_decay = 0.1
+    config.b1 = 0.9
+    config.b2 = 0.999
+    config.eps = 1e-8
+    config.clip_norm = 0.0  # 0: gradients are not clipped
+    config.accumulate = 1  # batches averaged per update
+    config.checkpoint_minutes = 10.0
+    config.update(fields)
+    return config
+
+
+def variant(arg: str, variants: tuple[str, ...]) -> str:
+    """Returns `arg`, or "" for the default, if it is one of the job's variants.
+
+    Raises:
+      UserError: it is not.
+    """
+    if arg and arg not in variants:
+        raise UserError(f"unknown variant {arg!r} of this config; it has: {', '.join(variants)}")
+    return arg

@@ -1,0 +1,39 @@
+"""Train a CLIP from scratch on poisoned data and measure the backdoor.
+
+Variants:
+  (default)  built-in scenes, a small ViT, two CPU cores.
+  :smoke     the same in under a minute, too small to mean anything.
+  :paper     the recipe of Bansal et al. 2023: RN50 on CC3M, 1,500 poisons, 64 epochs.
+"""
+
+from configs import common
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config of the job."""
+    config = common.base()
+    config.attack.trigger = common.part("badnet", style="noise")
+    config.pretrain = common.recipe(epochs=8, lr=1e-3, warmup=100)
+    match common.variant(arg, ("smoke", "paper")):
+        case "smoke":
+            config.data.train = "emoji:train,size=512,concepts=10"
+            config.data.test = "emoji:test,size=128,concepts=10"
+            config.pretrain.epochs = 2
+            config.evaluate.during_training = 64
+        case "paper":
+            config.data.train = "webdataset:cc3m/{00000..00331}.tar"
+            config.data.test = "webdataset:imagenet/{00000..00009}.tar"
+            config.data.workers = 8
+            config.data.in_memory = False
+            config.data.vocab_size = 49_408
+            config.model.name = "RN50"
+            config.model.dtype = "bfloat16"
+            config.attack.trigger = common.part("badnet", style="random")
+            config.attack.number = 1500
+            config.evaluate.prompts = "imagenet"
+            config.pretrain.epochs = 64
+            config.pretrain.batch = 128
+            config.pretrain.lr = 5e-4
+            config.pretrain.warmup = 10_000
+    return config
