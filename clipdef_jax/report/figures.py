@@ -70,7 +70,7 @@ def ca_asr(results: Sequence[Result]) -> Figure | None:
         if first == 0 and asr_0 >= MIN_UNDEFENDED_ASR:
             edge = accuracy_0 - MAX_CLEAN_LOSS
             axes.fill_between([-0.04, MAX_ASR], edge, 1.04, color=GOOD, alpha=0.14, linewidth=0)
-            axes.text(-0.03, 1.03, "removed", va="top", color=GOOD, fontsize=8, fontstyle="italic")
+            axes.text(-0.03, 1.03, "removed", va="top", color=GOOD, fontsize=7, fontstyle="italic")
         if first == 0:
             for index, _, asr, accuracy in points[1:]:
                 arrow = {"arrowstyle": "-|>", "color": colour(index), "alpha": 0.55, "linewidth": 1}
