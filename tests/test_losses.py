@@ -1,0 +1,157 @@
+"""What every built-in loss must do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+from clipdef_jax import losses
+from clipdef_jax.errors import UserError
+
+CASES = {
+    "clip": ("clip", {}),
+    "cleanclip": ("cleanclip", {"clip_weight": 0.5, "inmodal_weight": 2.0}),
+    "cleanclip-symmetric": ("cleanclip", {"symmetric": True}),
+}
+BATCH, DIM, LOG_SCALE = 64, 32, 2.5
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES, scope="module")
+def loss(request):
+    name, kwargs = request.param
+    return losses.get(name, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def value_and_gradients(loss):
+    """The jitted loss with its gradients by embeddings and scale, compiled once for all tests."""
+    return jax.jit(jax.value_and_grad(value_of(loss, initial(loss)), (0, 1)))
+
+
+def embeddings_for(loss, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(BATCH, DIM))
+    made = {view: centre + rng.normal(size=(BATCH, DIM)) for view in loss.views}
+    return {
+        view: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(dtype)
+        for view, x in made.items()
+    }
+
+
+def value_of(loss, state):
+    return lambda embeddings, log_scale: loss(embeddings, state, log_scale=log_scale, epoch=1).value
+
+
+def initial(loss):
+    return loss.init_state(jax.random.key(0), DIM)
+
+
+def assert_trees_close(actual, expected, atol):
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=atol), actual, expected)
+
+
+def test_every_built_in_loss_is_tested_here():
+    assert {name for name, _ in CASES.values()} == set(losses.BUILTIN)
+
+
+def test_output_is_float32_scalars(loss):
+    out = loss(embeddings_for(loss), initial(loss), log_scale=LOG_SCALE, epoch=1)
+    for number in (out.value, *out.metrics.values()):
+        assert number.shape == ()
+        assert number.dtype == jnp.float32
+    assert 0 < out.value < 10
+
+
+def test_state_keeps_its_structure(loss):
+    def step(state, epoch):
+        out = loss(embeddings_for(loss), state, log_scale=LOG_SCALE, epoch=epoch)
+        return out.state, out.value
+
+    # scan refuses a carry whose structure, shapes or dtypes change.
+    _, values = jax.lax.scan(step, initial(loss), jnp.arange(1, 4))
+    assert np.isfinite(values).all()
+
+
+def test_jit_equals_eager(loss, value_and_gradients):
+    embeddings = embeddings_for(loss)
+    eager = jax.value_and_grad(value_of(loss, initial(loss)), (0, 1))(embeddings, LOG_SCALE)
+    assert_trees_close(value_and_gradients(embeddings, LOG_SCALE), eager, atol=1e-6)
+
+
+def test_gradients_equal_finite_differences(loss):
+    with jax.enable_x64(True):
+        embeddings = jax.tree.map(lambda x: jnp.asarray(x[:8]), embeddings_for(loss, np.float64))
+        call = value_of(loss, loss.init_state(jax.random.key(0), DIM))
+        check_grads(jax.jit(call), (embeddings, jnp.asarray(LOG_SCALE)), order=1, modes=["rev"])
+
+
+def test_order_of_the_batch_does_not_matter(loss, value_and_gradients):
+    embeddings = embeddings_for(loss)
+    order = np.random.default_rng(1).permutation(BATCH)
+    value, (d_embeddings, d_scale) = value_and_gradients(embeddings, LOG_SCALE)
+    shuffled = value_and_gradients({view: x[order] for view, x in embeddings.items()}, LOG_SCALE)
+    expected = value, ({view: d[order] for view, d in d_embeddings.items()}, d_scale)
+    assert_trees_close(shuffled, expected, atol=1e-6)
+
+
+def test_bfloat16_embeddings_lose_nothing_more(loss, value_and_gradients):
+    rounded = {view: jnp.bfloat16(x) for view, x in embeddings_for(loss).items()}
+    exact = {view: jnp.float32(x) for view, x in rounded.items()}
+    value, (gradients, _) = value_and_gradients(rounded, LOG_SCALE)
+    expected, (expected_gradients, _) = value_and_gradients(exact, LOG_SCALE)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for view, gradient in gradients.items():
+        assert gradient.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            jnp.float32(gradient), expected_gradients[view], rtol=2**-8, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 2)])
+def test_devices_do_not_matter(loss, value_and_gradients, shape):
+    embeddings = embeddings_for(loss)
+    expected = value_and_gradients(embeddings, LOG_SCALE)
+    devices = jax.devices()[: shape[0] * shape[1]]
+    mesh = jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        actual = value_and_gradients(jax.device_put(embeddings, sharding), LOG_SCALE)
+    assert_trees_close(actual, expected, atol=1e-6)
+
+
+def test_a_missing_view_is_named(loss):
+    embeddings = embeddings_for(loss)
+    del embeddings[loss.views[-1]]
+    with pytest.raises(ValueError, match=f"'{loss.views[-1]}' is missing"):
+        loss(embeddings, initial(loss), log_scale=LOG_SCALE, epoch=1)
+
+
+def test_differing_batches_are_named_with_both_shapes(loss):
+    embeddings = embeddings_for(loss)
+    embeddings["text"] = embeddings["text"][:-1]
+    with pytest.raises(ValueError, match=r"'image' has \(64, 32\), 'text' has \(63, 32\)"):
+        loss(embeddings, initial(loss), log_scale=LOG_SCALE, epoch=1)
+
+
+def test_a_view_of_another_rank_is_named_with_its_shape(loss):
+    embeddings = embeddings_for(loss)
+    embeddings["image"] = embeddings["image"][0]
+    with pytest.raises(ValueError, match=r"'image' must be \(batch, dim\), got shape \(32,\)"):
+        loss(embeddings, initial(loss), log_scale=LOG_SCALE, epoch=1)
+
+
+def test_equal_arguments_make_equal_losses(loss):
+    # jit may then take a loss as a static argument without compiling twice.
+    again = type(loss)(**vars(loss))
+    assert again == loss
+    assert hash(again) == hash(loss)
+
+
+def test_unknown_names_and_arguments_are_user_errors():
+    with pytest.raises(UserError, match="did you mean 'cleanclip'"):
+        losses.get("cleanclp")
+    with pytest.raises(UserError, match="inmodal_wait"):
+        losses.get("cleanclip", inmodal_wait=1.0)
