@@ -16,7 +16,7 @@ from clipdef_jax.types import Pair, Source
 # Each takes the rest of the spec, then the options as keywords.
 SCHEMES = {
     "emoji": "clipdef_jax.data.scenes:open_scenes",
-    "webdataset": "clipdef_jax.data.webdataset:open_tars",
+    "webdataset": "clipdef_jax.data.webdataset:WebDataset",
 }
 
 
