@@ -23,7 +23,7 @@ def get(name: str) -> Augmentation:
     """Returns the augmentation of that name.
 
     >>> augment = get("autoaugment")
-    >>> views = augment(jax.random.key(0), np.zeros((4, 32, 32, 3), np.uint8))
+    >>> views = augment(jax.random.key(0), jnp.zeros((4, 32, 32, 3), jnp.uint8))
 
     Args:
       name: a key of `BUILTIN`, or an import path "mypkg.mine:my_views" of a traceable function of
