@@ -83,10 +83,6 @@ class CLIPConfig:
         return cls(**_known(fields))
 
 
-_TOWERS = {"vit", "resnet"}
-_ACTIVATIONS = {"quick_gelu", "gelu"}
-
-
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(CLIPConfig)]
     for name in fields:
@@ -102,51 +98,47 @@ def _check(config: CLIPConfig) -> None:
         if not ok:
             raise UserError(f"model.{field} is {getattr(config, field)!r}, expected {expected}")
 
-    require(config.image_tower in _TOWERS, "image_tower", f"one of {sorted(_TOWERS)}")
-    require(config.activation in _ACTIVATIONS, "activation", f"one of {sorted(_ACTIVATIONS)}")
-    for field in (
-        "image_size", "patch_size", "image_width", "image_heads", "embed_dim", "text_width",
-        "text_layers", "text_heads", "context_length", "vocab_size",
-    ):  # fmt: skip
+    def require_positive(*fields: str) -> None:
+        for field in fields:
+            require(_is_positive(getattr(config, field)), field, "a positive integer")
+
+    require(config.image_tower in ("vit", "resnet"), "image_tower", "'vit' or 'resnet'")
+    require(config.activation in ("quick_gelu", "gelu"), "activation", "'quick_gelu' or 'gelu'")
+    require_positive("image_size", "image_width", "image_heads", "embed_dim", "text_width")
+    require_positive("text_layers", "text_heads", "context_length", "vocab_size")
+    for field in ("image_mlp_width", "text_mlp_width"):
         value = getattr(config, field)
-        require(isinstance(value, int) and value > 0, field, "a positive integer")
-    require(
-        config.text_width % config.text_heads == 0,
-        "text_heads",
-        f"a divisor of text_width {config.text_width}",
-    )
+        require(value is None or _is_positive(value), field, "a positive integer or None")
+    heads = f"a divisor of text_width {config.text_width}"
+    require(config.text_width % config.text_heads == 0, "text_heads", heads)
+
     if config.image_tower == "vit":
-        require(isinstance(config.image_layers, int), "image_layers", "an integer for a ViT")
-        require(
-            config.image_size % config.patch_size == 0,
-            "image_size",
-            f"a multiple of patch_size {config.patch_size}",
-        )
-        pooled_width = config.image_width
+        require_positive("image_layers", "patch_size")
+        multiple, top_width = config.patch_size, config.image_width
     else:
-        require(
-            isinstance(config.image_layers, tuple) and len(config.image_layers) == 4,
-            "image_layers",
-            "four integers for a ResNet",
-        )
-        require(config.image_size % 32 == 0, "image_size", "a multiple of 32 for a ResNet")
+        stages = config.image_layers
+        four = isinstance(stages, tuple) and len(stages) == 4 and all(map(_is_positive, stages))
+        require(four, "image_layers", "four positive integers, the blocks of a ResNet's stages")
         require(config.image_width % 2 == 0, "image_width", "an even number for a ResNet")
-        pooled_width = 32 * config.image_width
-    require(
-        pooled_width % config.image_heads == 0,
-        "image_heads",
-        f"a divisor of the image tower's {pooled_width} features",
-    )
-    require(
-        config.eos_token_id is None or 0 <= config.eos_token_id < config.vocab_size,
-        "eos_token_id",
-        f"None or an id below vocab_size {config.vocab_size}",
-    )
-    require(
-        (config.pixel_mean is None) == (config.pixel_std is None),
-        "pixel_std",
-        "a value exactly if pixel_mean has one",
-    )
+        multiple, top_width = 32, 32 * config.image_width
+    size = f"a multiple of {multiple}, the pixels that become one position"
+    require(config.image_size % multiple == 0, "image_size", size)
+    heads = f"a divisor of {top_width}, the width that is attended over"
+    require(top_width % config.image_heads == 0, "image_heads", heads)
+
+    eos = config.eos_token_id
+    in_vocabulary = eos is None or (isinstance(eos, int) and 0 <= eos < config.vocab_size)
+    require(in_vocabulary, "eos_token_id", f"an id below vocab_size {config.vocab_size}, or None")
+    for field in ("pixel_mean", "pixel_std"):
+        value = getattr(config, field)
+        three = isinstance(value, tuple) and len(value) == 3
+        require(value is None or three, field, "three numbers, for red, green and blue, or None")
+    both = (config.pixel_mean is None) == (config.pixel_std is None)
+    require(both, "pixel_std", "a value if pixel_mean has one, None if it has none")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 _RN50 = CLIPConfig(

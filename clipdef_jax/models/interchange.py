@@ -108,6 +108,8 @@ def to_hugging_face(config: CLIPConfig) -> dict[str, Any]:
             "num_hidden_layers": config.text_layers,
             "num_attention_heads": config.text_heads,
             "max_position_embeddings": config.context_length,
+            # The tokenizer's affair; the default, 49406, is beyond a small vocabulary.
+            "bos_token_id": None,
             "eos_token_id": (
                 _HF_LARGEST_ID if config.eos_token_id is None else config.eos_token_id
             ),

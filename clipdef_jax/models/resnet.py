@@ -75,8 +75,9 @@ class BatchNorm(nn.Module):
             mean_C = values.mean((0, 1, 2))
             var_C = jnp.square(values - mean_C.reshape(1, 1, 1, C)).mean((0, 1, 2))
             unbiased_C = var_C * (count / max(count - 1, 1))
-            running_mean.value += self.MOMENTUM * (mean_C - running_mean.value)
-            running_var.value += self.MOMENTUM * (unbiased_C - running_var.value)
+            keep = 1 - self.MOMENTUM
+            running_mean.value = keep * running_mean.value + self.MOMENTUM * mean_C
+            running_var.value = keep * running_var.value + self.MOMENTUM * unbiased_C
         factor_C = scale_C * jax.lax.rsqrt(var_C + self.EPS)
         shift_C = bias_C - mean_C * factor_C
         x = x * factor_C.reshape(1, 1, 1, C) + shift_C.reshape(1, 1, 1, C)
@@ -129,7 +130,7 @@ class AttentionPool(nn.Module):
         x = x.reshape(B, -1, C)
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
         position = self.param("positional_embedding", normal(C**-0.5), x.shape[1:])
-        x += position[None].astype(self.dtype)
+        x = x + position[None].astype(self.dtype)
 
         dense = partial(nn.Dense, kernel_init=normal(C**-0.5))
         split = (B, -1, self.heads, C // self.heads)

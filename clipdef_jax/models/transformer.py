@@ -88,11 +88,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, L, W) to (B, L, W)."""
-        normed = LayerNorm(self.eps, self.dtype, name="ln_1")(x)
-        x += Attention(self.heads, self.causal, self.out_std, self.dtype, name="attention")(normed)
-        normed = LayerNorm(self.eps, self.dtype, name="ln_2")(x)
-        x += MLP(self.mlp_width, self.activation, self.out_std, self.dtype, name="mlp")(normed)
-        return x
+        attention = Attention(self.heads, self.causal, self.out_std, self.dtype, name="attention")
+        mlp = MLP(self.mlp_width, self.activation, self.out_std, self.dtype, name="mlp")
+        x = x + attention(LayerNorm(self.eps, self.dtype, name="ln_1")(x))
+        return x + mlp(LayerNorm(self.eps, self.dtype, name="ln_2")(x))
 
 
 class Transformer(nn.Module):

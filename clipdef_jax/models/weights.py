@@ -7,7 +7,6 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -112,7 +111,7 @@ def save(path: str | os.PathLike[str], clip: CLIP, params: Params) -> None:
         documents[_CONFIG] = interchange.to_hugging_face(config)
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     tensors = {
-        name: np.ascontiguousarray(slot.export(np.asarray(flat[slot.path], np.float32)))
+        name: np.asarray(slot.export(np.asarray(flat[slot.path], np.float32)), order="C")
         for name, slot in slots.items()
     }
     try:
@@ -128,12 +127,14 @@ def _write(
     metadata: dict[str, str],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.mkdir()
     try:
-        draft.chmod(0o755)  # mkdtemp's folders are for their owner alone.
-        safetensors.numpy.save_file(tensors, draft / _WEIGHTS, metadata)
         for name, document in documents.items():
             (draft / name).write_text(json.dumps(document, indent=2) + "\n")
+        safetensors.numpy.save_file(tensors, draft / _WEIGHTS, metadata)
+        # safetensors keeps its files to their owner; who may read one of these may read all.
+        shutil.copymode(draft / _PREPROCESSOR, draft / _WEIGHTS)
         if not path.exists():
             draft.rename(path)
             return
