@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import clipdef_jax
-from clipdef_jax import augment, interrupts, losses, models, outcome, parts, sharding
+from clipdef_jax import augment, data, interrupts, losses, models, outcome, parts, sharding
 from clipdef_jax.attacks import manifest, plan
 from clipdef_jax.attacks.poisoned import PoisonedSource
 from clipdef_jax.data import loader, memory
@@ -102,9 +102,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
     )
 
 
-def _poison(
-    job: Run, source: Source, attack: plan.Attack, seconds: dict[str, float]
-) -> plan.Plan:
+def _poison(job: Run, source: Source, attack: plan.Attack, seconds: dict[str, float]) -> plan.Plan:
     path = job.workdir / "poison" / "manifest.jsonl"
 
     def body() -> dict[str, Any]:
@@ -183,6 +181,8 @@ def _evaluate(
 
     result, done = run_stage(job.workdir / name / "evaluation", body)
     seconds[f"evaluate {name}"] = result.pop("seconds")
+    if f"train {name}" in seconds:
+        result["seconds"] = seconds[f"train {name}"]
     asr = f", attack success {result['asr_top1']:.1%}" if "asr_top1" in result else ""
     _heading("evaluate", f"{name}: clean accuracy {result['clean_top1']:.1%}{asr}", done)
     return result
@@ -190,12 +190,13 @@ def _evaluate(
 
 def _measure(job: Run, model: Model, tests: TestSet, *, show: bool = False) -> dict[str, Any]:
     """Returns zero-shot figures of a model; under the trigger, too, if there is one."""
-    names = [name.replace("_", " ") for name in tests.clean.classes]
+    names = tests.clean.classes
+    spoken = [name.replace("_", " ") for name in names]
     weights = zero_shot.classifier(
         model.clip,
         model.params,
         model.tokenizer,
-        names,
+        spoken,
         prompts.get(job.config.evaluate.prompts),
         mesh=job.mesh,
     )
@@ -206,7 +207,7 @@ def _measure(job: Run, model: Model, tests: TestSet, *, show: bool = False) -> d
         every = zero_shot.attack_success(features, labels, weights, tests.target, mode="all")
         metrics |= {f"asr_all_top{k}": every[f"asr_top{k}"] for k in zero_shot.TOP}
         if show:
-            features, _ = _embed(job, model, tests.at(outcome.shown(tests)).triggered)
+            features, _ = _embed(job, model, data.Subset(tests.triggered, outcome.shown(tests)))
             metrics["seen"] = [names[best] for best in (features @ weights.T).argmax(axis=1)]
     return metrics
 

@@ -87,8 +87,8 @@ def open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathlib
     fixed = {name: value for name, value in flatten(fields) if not _FREE.match(name)}
     if path is None:
         digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
-        file, _, variant = argument.partition(":")
-        path = f"workdir/{'-'.join(filter(None, [pathlib.Path(file).stem, variant, digest]))}"
+        job, _, variant = argument.partition(":")
+        path = f"workdir/{'-'.join(filter(None, [pathlib.Path(job).stem, variant, digest]))}"
     workdir = pathlib.Path(path)
     file = workdir / "config.json"
     if file.exists():
@@ -109,7 +109,9 @@ def open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathlib
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(file, fields)
     except OSError as error:
-        raise UserError(f"cannot write to {workdir}: {error.strerror}; use another --workdir") from None
+        raise UserError(
+            f"cannot write to {workdir}: {error.strerror}; use another --workdir"
+        ) from None
     return workdir
 
 
@@ -120,7 +122,9 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def run_stage(folder: pathlib.Path, body: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+def run_stage(
+    folder: pathlib.Path, body: Callable[[], dict[str, Any]]
+) -> tuple[dict[str, Any], bool]:
     """Runs a stage unless it is complete; its result is kept in `folder/stage.json`.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.markup import escape
 
 from clipdef_jax import report
 from clipdef_jax.attacks import plan
@@ -67,8 +68,7 @@ def conclude(
         write_json(run.workdir / "summary.json", summary)
         contents = report.Report(
             title=_title(run, attack_plan),
-            subtitle=f"{config['data']['train']}, {config['model']['name']}, "
-            f"seed {config['seed']}",
+            subtitle=f"{config['data']['train']}, {config['model']['name']}, seed {config['seed']}",
             results=results,
             curves={name: metrics.read(run.workdir / name / "metrics.jsonl") for name in seen},
             samples=_samples(clean, poisoned, attack_plan),
@@ -83,7 +83,7 @@ def conclude(
         report.write(run.workdir / "report.html", contents)
         console.print(report.table(results))
         for note in notes:
-            console.print(f"[yellow]note:[/yellow] {note}")
+            console.print(f"[yellow]note:[/yellow] {escape(note)}")
         total = duration(summary["seconds"]["total"])
         console.print(f"report: {run.workdir / 'report.html'}  ({total} in all)")
     return summary
@@ -103,9 +103,7 @@ def _title(run: Run, attack_plan: plan.Plan | None) -> str:
     return f"{name} against {attack_plan.attack.trigger}" if attack_plan else name
 
 
-def _samples(
-    clean: Source, poisoned: Source, attack_plan: plan.Plan | None
-) -> list[report.Sample]:
+def _samples(clean: Source, poisoned: Source, attack_plan: plan.Plan | None) -> list[report.Sample]:
     if attack_plan is None:
         return []
     samples = []

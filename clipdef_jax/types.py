@@ -44,7 +44,9 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Pair: ...
 
-    def caption(self, index: int) -> str: ...
+    def caption(self, index: int) -> str:
+        """The caption of a record."""
+        ...
 
 
 class LossOutput(NamedTuple):

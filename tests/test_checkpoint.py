@@ -96,7 +96,7 @@ def test_all_damaged_is_an_error(tmp_path):
     save_steps(tmp_path / "c", [1])
     shutil.rmtree(tmp_path / "c" / "1" / "state")
     reader = checkpoint.Checkpoints(tmp_path / "c", DATA)
-    with pytest.raises(UserError, match="no checkpoint in .* can be read .*step 1"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read .*step 1"):
         reader.restore(checkpoint.abstract_of(make_state(mesh_of(1))))
     reader.close()
 

@@ -27,7 +27,9 @@ def test_config_argument(tmp_path, monkeypatch):
 
 
 def test_overrides():
-    jobs.check_overrides(config(), ["seed", "data.train", "data", "data.kwargs.side", "data.kwargs"])
+    jobs.check_overrides(
+        config(), ["seed", "data.train", "data", "data.kwargs.side", "data.kwargs"]
+    )
     with pytest.raises(UserError, match=r"no field 'data.trian'; did you mean --config.data.train"):
         jobs.check_overrides(config(), ["data.trian"])
     with pytest.raises(UserError, match=r"no field 'kwargs'"):
@@ -50,7 +52,9 @@ def test_workdir_of_another_config(tmp_path):
         jobs.open_workdir(str(tmp_path / "run"), "c.py", config(seed=3))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 0
     # How fast it goes is not what it gives.
-    jobs.open_workdir(str(tmp_path / "run"), "c.py", config(data={"train": "a", "workers": 4, "kwargs": {}}))
+    jobs.open_workdir(
+        str(tmp_path / "run"), "c.py", config(data={"train": "a", "workers": 4, "kwargs": {}})
+    )
 
 
 def test_workdir_that_is_no_run(tmp_path):

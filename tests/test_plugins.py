@@ -31,7 +31,7 @@ def test_unknown_names(name, message):
 
 
 def test_wrong_argument_is_the_users():
-    with pytest.raises(UserError, match="wrong.*keyword argument 'nominator'"):
+    with pytest.raises(UserError, match=r"wrong.*keyword argument 'nominator'"):
         plugins.build("wrong", "fractions:Fraction", {}, {"nominator": 3})
 
 

@@ -28,7 +28,7 @@ def test_batch_rows_go_to_the_devices_in_order(fsdp):
 
 
 def test_batch_that_does_not_divide():
-    with pytest.raises(UserError, match="batch of 12 .*not divisible by 8 devices"):
+    with pytest.raises(UserError, match=r"batch of 12 .*not divisible by 8 devices"):
         sharding.shard_batch(sharding.make_mesh(), {"image": np.zeros((12, 2))})
 
 

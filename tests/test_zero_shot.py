@@ -1,5 +1,4 @@
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -226,26 +225,3 @@ def test_bad_input_is_named():
         zero_shot.attack_success(features, labels, weights, 0, mode="every")
     with pytest.raises(UserError, match="every test image is of the target class"):
         zero_shot.attack_success(features, np.zeros(500), weights, 0)
-
-
-def results(clean, asr, mode="exclude_target"):
-    return {"clean_top1": clean, "asr_top1": asr, "asr_mode": mode}
-
-
-@pytest.mark.parametrize(
-    ("undefended", "defended", "success", "reason"),
-    [
-        (results(0.90, 0.95), results(0.88, 0.05), True, "95.0% -> 5.0%, accuracy -2.0%"),
-        (results(0.90, 0.95), results(0.93, 0.10), True, r"accuracy \+3.0%"),
-        (results(0.90, 0.49), results(0.90, 0.00), False, "not judged: the undefended ASR is 49"),
-        (results(0.90, 0.95), results(0.90, 0.11), False, "the backdoor stays"),
-        (results(0.90, 0.95), results(0.85, 0.00), False, "too dear"),
-        (results(0.90, 0.95), results(0.90, 0.00, "all"), False, "different modes"),
-        (results(0.90, float("nan")), results(0.90, 0.00), False, "not judged"),
-        (results(0.90, 0.95), results(float("nan"), 0.00), False, "too dear"),
-    ],
-)
-def test_a_defence_is_judged_by_the_model_before_it(undefended, defended, success, reason):
-    result = zero_shot.verdict(undefended, defended)
-    assert result.success == success
-    assert re.search(reason, result.reason)

@@ -81,11 +81,11 @@ class Loader:
             rng = np.random.default_rng([self.seed, *rng_id])
             for _ in range(_MAX_TRIES):
                 try:
-                    pair = self.read(int(index))
+                    pair = self.read(index)
                     break
                 except BadRecord as bad:
                     skipped.append((bad.uid, bad.reason))
-                    index = rng.integers(len(self.source))
+                    index = int(rng.integers(len(self.source)))
             else:
                 raise UserError(
                     f"{_MAX_TRIES} bad records in a row, the last one {skipped[-1][0]!r}: "
@@ -181,7 +181,7 @@ def _local_batch(
     step: int, indices: np.ndarray, *, loader: Loader, first: int, rows: int
 ) -> dict[str, Any]:
     local = range(first, first + rows)
-    return loader.batch(indices[first : first + rows], [(step, row) for row in local])
+    return loader.batch(indices[first : first + rows].tolist(), [(step, row) for row in local])
 
 
 def eval_batches(
@@ -200,7 +200,8 @@ def eval_batches(
       False marks padding.
     """
     images = np.zeros((batch_size, side, side, 3), np.uint8)
-    labels, indices = [], []
+    labels: list[int] = []
+    indices: list[int] = []
     for index in range(len(source)):
         try:
             pair = source[index]

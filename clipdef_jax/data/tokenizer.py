@@ -45,7 +45,7 @@ class Tokenizer:
     @property
     def eos_token_id(self) -> int:
         """Id of the end-of-text token, whose feature is the caption's."""
-        return self._compiled.token_to_id(END)
+        return self._compiled.get_vocab()[END]
 
     @functools.cached_property
     def _compiled(self) -> tokenizers.Tokenizer:
@@ -53,7 +53,7 @@ class Tokenizer:
 
         compiled = tokenizers.Tokenizer.from_str(self.serialized)
         compiled.enable_truncation(self.context_length)
-        end = compiled.token_to_id(END)
+        end = compiled.get_vocab()[END]
         compiled.enable_padding(length=self.context_length, pad_id=end, pad_token=END)
         return compiled
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification: clean accuracy, attack success, and what they allow one to say.
+"""Zero-shot classification: clean accuracy and attack success.
 
 C classes, N images, D features; embeddings are unit rows.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,6 @@ TOP = (1, 3, 5, 10)
 """The k of top-k; k above the number of classes counts as that number."""
 
 ASR_MODES = ("exclude_target", "all")
-
-MIN_UNDEFENDED_ASR = 0.5
-"""Below it a backdoor has not taken, and a low ASR after a defence says nothing."""
 
 
 class Encoder(Protocol):
@@ -208,46 +205,6 @@ def targeted_success(features: np.ndarray, weights: np.ndarray, target: int) -> 
     if not len(features):
         raise UserError("PSR: there is no chosen image")
     return float((ranks(features, np.full(len(features), target), weights) == 0).mean())
-
-
-class Verdict(NamedTuple):
-    """Whether a defence may be called a success, and one line that says why."""
-
-    success: bool
-    reason: str
-
-
-def verdict(
-    undefended: Mapping[str, Any],
-    defended: Mapping[str, Any],
-    *,
-    max_asr: float = 0.10,
-    max_drop: float = 0.03,
-) -> Verdict:
-    """Judges a defence by the model before it; a backdoor that never took proves nothing.
-
-    Args:
-      undefended: "clean_top1", "asr_top1" and "asr_mode" of the poisoned model.
-      defended: the same of the defended model.
-      max_asr: largest ASR that counts as removed.
-      max_drop: largest loss of clean accuracy.
-    """
-    before, after = undefended["asr_top1"], defended["asr_top1"]
-    drop = undefended["clean_top1"] - defended["clean_top1"]
-    if undefended["asr_mode"] != defended["asr_mode"]:
-        modes = f"{undefended['asr_mode']!r} and {defended['asr_mode']!r}"
-        return Verdict(False, f"not judged: the ASRs are of different modes, {modes}")
-    if not before >= MIN_UNDEFENDED_ASR:
-        return Verdict(
-            False,
-            f"not judged: the undefended ASR is {before:.1%}, below {MIN_UNDEFENDED_ASR:.0%}: "
-            "the backdoor has not taken",
-        )
-    if not after <= max_asr:
-        return Verdict(False, f"the backdoor stays: ASR {before:.1%} -> {after:.1%}")
-    if not drop <= max_drop:
-        return Verdict(False, f"too dear: ASR {before:.1%} -> {after:.1%}, accuracy -{drop:.1%}")
-    return Verdict(True, f"ASR {before:.1%} -> {after:.1%}, accuracy {-drop:+.1%}")
 
 
 def ranks(

@@ -168,8 +168,7 @@ def _locate(path: pathlib.Path, allow_pickle: bool) -> tuple[pathlib.Path, pathl
     if file.suffix in _PICKLE_SUFFIXES and not allow_pickle:
         raise UserError(
             f"{file} is a pickle, which can run code when it is read: convert it to .safetensors "
-            "where you trust it (safetensors.torch.save_file(torch.load(file)), or pass "
-            "allow_pickle=True to read its weights only"
+            "where you trust it, or pass allow_pickle=True to read nothing but weights out of it"
         )
     return folder, file
 

@@ -73,11 +73,15 @@ class Checkpoints:
                 continue
             expected = self._data | {"next_step": found.step}
             if loaded["data"] != expected:
-                changed = sorted(k for k in expected if loaded["data"].get(k) != expected[k])
+                there = loaded["data"]
+                changed = [
+                    f"{name} was {there.get(name)}, is {value}"
+                    for name, value in expected.items()
+                    if there.get(name) != value
+                ]
                 raise UserError(
-                    f"{self._folder}: checkpoint of other data: "
-                    + ", ".join(f"{k} was {loaded['data'].get(k)}, is {expected[k]}" for k in changed)
-                    + "; use another --workdir"
+                    f"{self._folder}: checkpoint of other data: {', '.join(changed)}; "
+                    "use another --workdir"
                 )
             return loaded["state"]
         if failures:

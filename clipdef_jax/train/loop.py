@@ -105,14 +105,12 @@ def fit(
     """
     per_epoch = loading.steps_per_epoch(loader.source, recipe.batch)
     total = per_epoch * recipe.epochs
-    if recipe.batch % jax.device_count():
+    if recipe.batch % mesh.size:
         raise UserError(
-            f"batch {recipe.batch} is not divisible by the {jax.device_count()} devices; use a "
-            f"multiple of {jax.device_count()}"
+            f"batch {recipe.batch} is not divisible by the {mesh.size} devices; use a "
+            f"multiple of {mesh.size}"
         )
-    schedule = optimizer.warmup_cosine(
-        recipe.lr, recipe.warmup, max(total // recipe.accumulate, 1)
-    )
+    schedule = optimizer.warmup_cosine(recipe.lr, recipe.warmup, max(total // recipe.accumulate, 1))
     tx = optimizer.make_optimizer(
         schedule,
         weight_decay=recipe.weight_decay,

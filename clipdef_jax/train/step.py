@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -88,9 +89,7 @@ def make_step(
         def objective(weights: Any) -> tuple[jax.Array, Any]:
             params = weights | statistics
             embeddings, new_statistics = encode_views(clip, params, views)
-            out = loss(
-                embeddings, state.loss_state, log_scale=clip.log_scale(params), epoch=epoch
-            )
+            out = loss(embeddings, state.loss_state, log_scale=clip.log_scale(params), epoch=epoch)
             return out.value, (out, new_statistics)
 
         gradient_fn = jax.value_and_grad(objective, has_aux=True)
@@ -104,7 +103,8 @@ def make_step(
             "log_scale": weights["log_scale"],
             **{f"loss/{name}": term for name, term in out.metrics.items()},
         }
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=weights | new_statistics,
             opt_state=opt_state,
