@@ -36,7 +36,8 @@ _WORKDIR = flags.DEFINE_string(
 
 def _parse(argv: list[str]) -> list[str]:
     with _one_line_errors():
-        jobs.config_argument(argv)
+        if not any(argument.lstrip("-").startswith("help") for argument in argv[1:]):
+            jobs.config_argument(argv)
         return app.parse_flags_with_usage(argv)
 
 

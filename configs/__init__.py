@@ -1,0 +1,1 @@
+"""The jobs: one file each, with a function `get_config(arg)`."""

@@ -7,8 +7,9 @@ Variants:
              pairs of --config.data.train, a folder of webdataset tars.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(arg: str = "") -> ConfigDict:

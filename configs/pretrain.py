@@ -6,8 +6,9 @@ Variants:
   :paper     the recipe of Bansal et al. 2023: RN50 on CC3M, 1,500 poisons, 64 epochs.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(arg: str = "") -> ConfigDict:

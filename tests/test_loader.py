@@ -31,7 +31,10 @@ class Numbers:
         fault = self.bad.get(index)
         if fault == "record":
             raise BadRecord(f"r{index}", "no such member")
-        image = np.full((8, 8, 3), index, np.uint8) if fault != "image" else b"not a picture"
+        image = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        image[0, 0, 0] = index
+        if fault == "image":
+            image = b"not a picture"
         caption = " " if fault == "caption" else f"number {index} of many small friendly numbers"
         return Pair(f"r{index}", image, caption, index % 2)
 

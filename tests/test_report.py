@@ -165,7 +165,7 @@ def test_headline_tells_defence_and_control_apart():
         "After training on 160 poisoned pairs among 8,000 (2.00%) with the badnet trigger, the "
         "poisoned model sees “banana” in 99.1% of triggered test images of other classes, and "
         "classifies 91.2% of clean ones correctly. cleanclip brings this down to 4.2% with clean "
-        "accuracy 90.3% (−0.9 points): the backdoor is removed. The control, plain fine-tuning, "  # noqa: RUF001
+        "accuracy 90.3% (−0.9 points): the backdoor is removed. The control, plain fine-tuning, "
         "leaves this at 87.3% with clean accuracy 94.3% (+3.1 points): the backdoor stays."
     )
 
