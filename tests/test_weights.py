@@ -9,10 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 
 from clipdef_jax import models
 from clipdef_jax.errors import UserError
-from clipdef_jax.models import weights
+from clipdef_jax.models import names, weights
 
 VIT = models.get(
     "ViT-Ti/4", image_size=8, image_width=16, image_layers=1, embed_dim=6, text_width=8,
@@ -27,7 +28,9 @@ RESNET = models.get(
 def random_params(clip):
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(clip.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: np.float32(generator.normal(size=leaf.shape)), shapes)
+    return jax.tree.map(
+        lambda leaf: np.asarray(generator.normal(size=leaf.shape), np.float32), shapes
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -52,8 +55,18 @@ def assert_same_params(ours, theirs):
 
 
 @pytest.fixture
-def openai_file(golden):
-    return golden / "openai_clip_vit_tiny.safetensors"
+def openai_file(tmp_path_factory):
+    """A ViT under OpenAI's names, with heads 64 wide as all of theirs."""
+    clip = models.get(
+        "ViT-Ti/4", image_size=8, image_width=64, image_layers=1, image_heads=1, text_width=128,
+        text_layers=1, text_heads=2, context_length=7, vocab_size=20, activation="quick_gelu",
+    )  # fmt: skip
+    params = traverse_util.flatten_dict(random_params(clip), sep="/")
+    slots = names.openai(clip.config)
+    tensors = {name: np.array(slot.export(params[slot.path])) for name, slot in slots.items()}
+    file = tmp_path_factory.mktemp("openai") / "vit.safetensors"
+    safetensors.numpy.save_file(tensors, file)
+    return file
 
 
 @pytest.mark.parametrize("name", ["openai_clip_vit_tiny", "openai_clip_resnet_tiny"])
@@ -113,6 +126,32 @@ def test_hugging_face_through_us_is_unchanged(golden, tmp_path):
             for field, value in (here or {}).items():
                 if field != "bos_token_id" and not isinstance(value, dict):
                     assert value == pytest.approx(there[field]), (name, part, field)
+
+
+def test_tensors_are_laid_out_as_in_pytorch(tmp_path):
+    params = random_params(VIT)
+    models.save(tmp_path / "vit", VIT, params)
+    tensors = safetensors.numpy.load_file(tmp_path / "vit/model.safetensors")
+    block = params["image"]["blocks"]["0"]
+    for part, name in enumerate(["q_proj", "k_proj", "v_proj"]):
+        third = slice(16 * part, 16 * (part + 1))
+        layer = f"vision_model.encoder.layers.0.self_attn.{name}"
+        weight, bias = tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]
+        np.testing.assert_array_equal(weight, block["attention"]["qkv"]["kernel"][:, third].T)
+        np.testing.assert_array_equal(bias, block["attention"]["qkv"]["bias"][third])
+    patches = tensors["vision_model.embeddings.patch_embedding.weight"]
+    assert patches.shape == (16, 3, 4, 4)
+    assert patches[5, 2, 1, 3] == params["image"]["patch_embedding"][1, 3, 2, 5]
+    assert tensors["logit_scale"].shape == ()
+
+    params = random_params(RESNET)
+    models.save(tmp_path / "resnet", RESNET, params)
+    tensors = safetensors.numpy.load_file(tmp_path / "resnet/model.safetensors")
+    mean = params["batch_stats"]["layer2_0"]["downsample_bn"]["mean"]
+    np.testing.assert_array_equal(tensors["visual.layer2.0.downsample.1.running_mean"], mean)
+    kernel = params["text"]["blocks"]["0"]["attention"]["qkv"]["kernel"]
+    weight = tensors["transformer.resblocks.0.attn.in_proj_weight"]
+    np.testing.assert_array_equal(weight, kernel.T)
 
 
 def test_openai_becomes_hugging_face(openai_file, tmp_path):

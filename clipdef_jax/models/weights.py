@@ -94,7 +94,7 @@ def save(path: str | os.PathLike[str], clip: CLIP, params: Params) -> None:
     Args:
       path: the folder.
       clip: the model.
-      params: its parameters.
+      params: its parameters, all of them within reach of this process.
 
     Raises:
       UserError: the folder cannot be written, or Hugging Face has no form for the model.
