@@ -138,15 +138,15 @@ class EmojiScenes:
 
 
 def _place_main(concept: int, company: bool, rng: Random) -> Placed:
-    size = rng.uniform(0.5, 0.68) if company else rng.uniform(0.5, 0.95)
+    size = rng.uniform(0.55, 0.7) if company else rng.uniform(0.58, 0.98)
     # As far off the centre as leaves nearly all of it in the picture.
-    room = max(0.0, 0.54 - size / 2)
+    room = 0.52 - size / 2
     return Placed(
         concept,
         x=0.5 + rng.uniform(-room, room),
         y=0.5 + rng.uniform(-room, room),
         size=size,
-        angle=rng.gauss(0, 14),
+        angle=rng.gauss(0, 11),
         flip=rng.random() < 0.5,
     )
 
