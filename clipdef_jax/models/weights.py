@@ -279,21 +279,22 @@ def _adopt(
         name: slot.export(np.broadcast_to(np.float32(0), shapes[slot.path].shape)).shape
         for name, slot in slots.items()
     }
-    problems = [f"{name} {shape} is missing" for name, shape in expected.items()
-                if name not in tensors]  # fmt: skip
-    problems += [f"{name} {tensors[name].shape} is not part of the model" for name in tensors
-                 if name not in expected]  # fmt: skip
-    problems += [
-        f"{name} has shape {tensors[name].shape}, expected {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
+    problems = []
+    for name in expected | tensors:
+        if name not in tensors:
+            problems.append(f"{name} {expected[name]} is missing")
+        elif name not in expected:
+            problems.append(f"{name} {tensors[name].shape} is not part of the model")
+        elif tensors[name].shape != expected[name]:
+            problems.append(f"{name} has shape {tensors[name].shape}, expected {expected[name]}")
     if problems:
         raise UserError(f"{file} does not fit a CLIP of its config: {'; '.join(problems)}")
 
     parts: dict[str, list[np.ndarray]] = {}
     for name, slot in slots.items():  # Thirds come in their order.
         parts.setdefault(slot.path, []).append(slot.adopt(tensors[name]))
-    flat = {path: jnp.asarray(np.concatenate(part, -1) if len(part) > 1 else part[0], jnp.float32)
-            for path, part in parts.items()}  # fmt: skip
+    flat = {}
+    for path, part in parts.items():
+        whole = part[0] if len(part) == 1 else np.concatenate(part, axis=-1)
+        flat[path] = jnp.asarray(whole, jnp.float32)
     return traverse_util.unflatten_dict(flat, sep="/")
