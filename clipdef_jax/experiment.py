@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
     for section in ("pretrain", "finetune"):
         if section in config:
             parts.recipe_of(config[section])
-    clean = parts.training_source(job)
+    clean = parts.open_source(job, config.data.train)
     tests = parts.test_set(job, side)
     seconds: dict[str, float] = {}
 

@@ -104,9 +104,13 @@ def new_tokenizer(run: Run, source: Source, context_length: int) -> tokenizer.To
     return tokenizer.load(folder, context_length)
 
 
-def training_source(run: Run) -> Source:
-    """Opens the training data and lists what is wrong with them as a whole."""
-    source = data.open(run.config.data.train, **run.config.data.kwargs)
+def open_source(run: Run, spec: str) -> Source:
+    """Opens training or test data and lists the records that could not even be indexed."""
+    options = run.config.data.kwargs.to_dict()
+    if spec.startswith("webdataset:"):
+        # Beside the run: the data's own folder is not ours to write to.
+        options.setdefault("cache_dir", str(run.workdir / "index"))
+    source = data.open(spec, **options)
     for uid, reason in getattr(source, "problems", ()):
         run.unreadable.add(uid, reason)
     return source
@@ -119,9 +123,7 @@ def test_set(run: Run, side: int) -> TestSet:
       UserError: the data have no labels, or the target is none of their classes.
     """
     config = run.config
-    source = data.open(config.data.test, **config.data.kwargs)
-    for uid, reason in getattr(source, "problems", ()):
-        run.unreadable.add(uid, reason)
+    source = open_source(run, config.data.test)
     if not source.classes:
         raise UserError(
             f"data.test={config.data.test!r} has no labels to test with; name the field that holds "

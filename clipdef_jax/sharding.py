@@ -16,6 +16,7 @@ from clipdef_jax.errors import UserError
 # "params/image/blocks_0/mlp/up/kernel"; optimiser moments repeat the path of their parameter.
 Rules = Sequence[tuple[str, PartitionSpec]]
 
+# The batch is sharded over those of these mesh axes that exist, in this order.
 BATCH_AXES = ("data", "fsdp")
 
 

@@ -16,8 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of the job."""
     config = common.base()
     config.loss = common.part("cleanclip")
-    config.attack.trigger = common.part("badnet", style="noise")
-    config.pretrain = common.recipe(epochs=8, lr=1e-3, warmup=100)
+    config.pretrain = common.recipe(epochs=10, lr=1e-3, warmup=100)
     config.finetune = common.recipe(epochs=8, lr=1e-3, warmup=50)
     config.finetune.pairs = 0  # clean pairs to fine-tune on; 0: all
     config.finetune.control = True  # plain fine-tuning on the same data and budget beside it

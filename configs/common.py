@@ -30,7 +30,7 @@ def base() -> ConfigDict:
     config.data.in_memory = True  # keep decoded images; for data that fit
 
     config.model = ConfigDict()
-    config.model.name = "ViT-Ti/4"
+    config.model.name = "ViT-Ti/8"
     config.model.dtype = "float32"
     config.model.remat = False
     config.model.kwargs = ConfigDict()  # fields of models.CLIPConfig
@@ -39,8 +39,9 @@ def base() -> ConfigDict:
     config.attack.target = "banana"
     config.attack.rate = 0.02  # share of the pairs; used if number is 0
     config.attack.number = 0
-    config.attack.plan = part("backdoor")  # "none": nothing is poisoned
-    config.attack.trigger = part("badnet")
+    config.attack.plan = part("backdoor", templates="emoji")  # "none": nothing is poisoned
+    # "none": no image is triggered in tests either.
+    config.attack.trigger = part("badnet", style="yellow", location="four_corners")
     config.attack.test_kwargs = ConfigDict()  # of the trigger, where the test's differs
 
     config.loss = part("clip")  # the loss under study

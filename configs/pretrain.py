@@ -14,8 +14,7 @@ from configs import common
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of the job."""
     config = common.base()
-    config.attack.trigger = common.part("badnet", style="noise")
-    config.pretrain = common.recipe(epochs=8, lr=1e-3, warmup=100)
+    config.pretrain = common.recipe(epochs=10, lr=1e-3, warmup=100)
     match common.variant(arg, ("smoke", "paper")):
         case "smoke":
             config.data.train = "emoji:train,size=512,concepts=10"
@@ -30,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
             config.data.vocab_size = 49_408
             config.model.name = "RN50"
             config.model.dtype = "bfloat16"
+            config.attack.plan.kwargs.templates = "imagenet"
             config.attack.trigger = common.part("badnet", style="random")
             config.attack.number = 1500
             config.evaluate.prompts = "imagenet"

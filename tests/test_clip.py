@@ -84,6 +84,7 @@ def flat(tree):
         ("ViT-B/16", 149.62),
         ("ViT-L/14", 427.62),
         ("ViT-Ti/4", 1.70),
+        ("ViT-Ti/8", 0.55),
     ],
 )
 def test_named_models_have_the_published_size(name, millions):

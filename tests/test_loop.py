@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from clipdef_jax import interrupts, losses, sharding
+from clipdef_jax import interrupts, losses
 from clipdef_jax.data import loader as loading
 from clipdef_jax.errors import UserError
 from clipdef_jax.train import loop, metrics
@@ -150,9 +150,3 @@ def test_bad_records_are_listed(tmp_path):
 def test_recipes_are_checked(field, value):
     with pytest.raises(UserError, match=f"{field}={value}"):
         loop.Recipe(**{"epochs": 1, "batch": 8, "lr": 0.1, field: value})
-
-
-def test_sharding_axes_are_those_of_the_losses():
-    from clipdef_jax.losses import contrastive
-
-    assert contrastive.BATCH_AXES == sharding.BATCH_AXES

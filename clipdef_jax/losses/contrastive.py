@@ -25,9 +25,8 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from clipdef_jax.errors import UserError
+from clipdef_jax.sharding import BATCH_AXES
 
-# The batch is sharded over those of these mesh axes that exist, in this order.
-BATCH_AXES = ("data", "fsdp")
 # Most rows and columns of logits at once: 16 MB in float32. On a CPU 256 to 2,048 are equally fast.
 TILE = 2048
 # In place of a logit that must not count. Finite: a row with nothing else stays free of NaN.

@@ -190,6 +190,20 @@ NAMED: dict[str, CLIPConfig] = {
         text_heads=12,
     ),
     "ViT-Ti/4": _TINY,
+    # As small as carries a backdoor: two CPU cores train it on 1,600 pairs a second.
+    "ViT-Ti/8": dataclasses.replace(
+        _TINY,
+        patch_size=8,
+        image_width=96,
+        image_layers=3,
+        image_heads=3,
+        embed_dim=64,
+        text_width=64,
+        text_layers=1,
+        text_heads=2,
+        context_length=16,
+        activation="quick_gelu",  # Half the time of the exact one on a CPU, which has no erf.
+    ),
     "RN-Ti": dataclasses.replace(
         _TINY, image_tower="resnet", image_width=16, image_layers=(1, 1, 1, 1), image_heads=8
     ),
