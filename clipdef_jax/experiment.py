@@ -19,6 +19,7 @@ from clipdef_jax import augment, data, interrupts, losses, models, outcome, part
 from clipdef_jax.attacks import manifest, plan
 from clipdef_jax.attacks.poisoned import PoisonedSource
 from clipdef_jax.data import loader, memory
+from clipdef_jax.errors import UserError
 from clipdef_jax.evaluate import prompts, zero_shot
 from clipdef_jax.jobs import run_stage
 from clipdef_jax.parts import Model, Run, TestSet
@@ -49,6 +50,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
     console.print(f"[bold]clipdef_jax {clipdef_jax.__version__}[/bold]  {devices}  {workdir}")
 
     # Everything the config names is built first: a mistake shows before the work begins.
+    if not config.init and "pretrain" not in config:
+        raise UserError("this job repairs a trained CLIP: give its path as --config.init=PATH")
     given = parts.load_model(config, config.init) if config.init else None
     clip = given.clip if given else parts.new_clip(config)
     side = clip.config.image_size
@@ -56,7 +59,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
     for section in ("pretrain", "finetune"):
         if section in config:
             parts.recipe_of(config[section])
-    clean = parts.open_source(job, config.data.train)
+    clean = parts.training_source(job)
     tests = parts.test_set(job, side)
     seconds: dict[str, float] = {}
 

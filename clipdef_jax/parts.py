@@ -104,13 +104,17 @@ def new_tokenizer(run: Run, source: Source, context_length: int) -> tokenizer.To
     return tokenizer.load(folder, context_length)
 
 
-def open_source(run: Run, spec: str) -> Source:
-    """Opens training or test data and lists the records that could not even be indexed."""
-    options = run.config.data.kwargs.to_dict()
+def training_source(run: Run) -> Source:
+    """Opens the training data as they are."""
+    return _open(run, run.config.data.train, run.config.data.kwargs.to_dict())
+
+
+def _open(run: Run, spec: str, options: dict[str, Any]) -> Source:
     if spec.startswith("webdataset:"):
         # Beside the run: the data's own folder is not ours to write to.
         options.setdefault("cache_dir", str(run.workdir / "index"))
     source = data.open(spec, **options)
+    # Records that could not even be indexed.
     for uid, reason in getattr(source, "problems", ()):
         run.unreadable.add(uid, reason)
     return source
@@ -123,11 +127,12 @@ def test_set(run: Run, side: int) -> TestSet:
       UserError: the data have no labels, or the target is none of their classes.
     """
     config = run.config
-    source = open_source(run, config.data.test)
+    kwargs = config.data.kwargs.to_dict() | config.data.test_kwargs.to_dict()
+    source = _open(run, config.data.test, kwargs)
     if not source.classes:
         raise UserError(
             f"data.test={config.data.test!r} has no labels to test with; name the field that holds "
-            "them, as --config.data.kwargs.label_field=category does for webdataset tars"
+            "them, as --config.data.test_kwargs.label_field=category does for webdataset tars"
         )
     if config.data.in_memory:
         source = memory.InMemory(source, side)
@@ -142,10 +147,10 @@ def test_set(run: Run, side: int) -> TestSet:
             f"attack.target={target!r} is not a class of data.test={config.data.test!r}{hint} "
             f"Classes: {', '.join(source.classes[:10])}{', ...' * (len(source.classes) > 10)}"
         )
-    kwargs = trigger.kwargs.to_dict() | config.attack.test_kwargs.to_dict()
+    settings = trigger.kwargs.to_dict() | config.attack.test_kwargs.to_dict()
     # Another seed than the plan's: a test image must not get a training image's draw.
     triggered = poisoned.TriggeredSource(
-        source, attacks.get_trigger(trigger.name, **kwargs), side, config.seed + 1
+        source, attacks.get_trigger(trigger.name, **settings), side, config.seed + 1
     )
     return TestSet(source, triggered, source.classes.index(target))
 

@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
         case "paper":
             config.data.train = "webdataset:cc3m/{00000..00331}.tar"
             config.data.test = "webdataset:imagenet/{00000..00009}.tar"
+            config.data.test_kwargs.label_field = "label"  # where the JSON has the class
             config.data.workers = 8
             config.data.in_memory = False
             config.data.vocab_size = 49_408

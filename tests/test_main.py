@@ -43,6 +43,7 @@ SMOKE = "--config=configs/pretrain.py:smoke"
         ([SMOKE, "--config.attack.rate=1.5"], "rate is 1.5"),
         ([SMOKE, "--config.attack.target=banan"], "did you mean 'banana'?"),
         ([SMOKE, "--config.data.train=webdataset:/nowhere/{0..3}.tar"], "/nowhere"),
+        (["--config=configs/cleanclip.py:paper"], "give its path as --config.init=PATH"),
         ([SMOKE, "surplus"], "unexpected argument 'surplus'"),
     ],
 )
