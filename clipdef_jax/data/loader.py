@@ -167,7 +167,7 @@ def train_batches(
         .repeat(epochs)
         .map_with_index(functools.partial(_local_batch, loader=loader, first=first, rows=rows))
     )
-    # Two batches in flight keep the next one ready without taking threads from the computation.
+    # Two threads hide the reading of a batch and leave the other cores to the computation.
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     batches = dataset[start:].to_iter_dataset(read)
     if workers:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from clipdef_jax import interrupts, sharding
+from clipdef_jax.augment import Augmentation
 from clipdef_jax.data import loader as loading
 from clipdef_jax.errors import UserError
 from clipdef_jax.models.clip import CLIP
@@ -70,7 +71,7 @@ def fit(
     loader: loading.Loader,
     recipe: Recipe,
     *,
-    augment: step.Augment,
+    augment: Augmentation,
     mesh: jax.sharding.Mesh,
     rules: sharding.Rules = state.REPLICATED,
     params: Any = None,

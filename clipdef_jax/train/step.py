@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from clipdef_jax.augment import Augmentation
 from clipdef_jax.models.clip import CLIP, split_statistics
 from clipdef_jax.train.state import TrainState
 from clipdef_jax.types import Loss
@@ -17,7 +18,6 @@ from clipdef_jax.types import Loss
 # OpenAI's bound: logits are never scaled by more than 100.
 MAX_LOG_SCALE = 4.6052
 
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
 Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -54,7 +54,7 @@ def make_step(
     clip: CLIP,
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    augment: Augment,
+    augment: Augmentation,
     steps_per_epoch: int,
 ) -> Step:
     """Returns the jitted training step; it donates the state it is given.
