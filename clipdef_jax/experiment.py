@@ -203,8 +203,12 @@ def _measure(job: Run, model: Model, tests: TestSet, *, show: bool = False) -> d
         prompts.get(job.config.evaluate.prompts),
         mesh=job.mesh,
     )
-    metrics = zero_shot.evaluate(*_embed(job, model, tests.clean), weights, names)
+    features, labels = _embed(job, model, tests.clean)
+    metrics = zero_shot.evaluate(features, labels, weights, names)
     if tests.triggered is not None and tests.target is not None:
+        # What an attack success rate must be held against: a model that likes the target anyway.
+        untriggered = zero_shot.attack_success(features, labels, weights, tests.target)
+        metrics["asr_untriggered_top1"] = untriggered["asr_top1"]
         features, labels = _embed(job, model, tests.triggered)
         metrics |= zero_shot.attack_success(features, labels, weights, tests.target)
         every = zero_shot.attack_success(features, labels, weights, tests.target, mode="all")

@@ -45,8 +45,9 @@ def test_summary_and_files(finished):
     assert summary == json.loads((workdir / "summary.json").read_text())
     assert [row["model"] for row in summary["results"]] == ["poisoned", "finetuned", "cleanclip"]
     for row in summary["results"]:
-        for name in ("clean_top1", "clean_top10", "asr_top1", "asr_top5", "asr_all_top1"):
+        for name in ("clean_top1", "clean_top10", "asr_top1", "asr_all_top1"):
             assert 0 <= row[name] <= 1
+        assert 0 <= row["asr_untriggered_top1"] <= 1
         assert row["asr_mode"] == "exclude_target"
         assert sum(entry["images"] for entry in row["per_class"]) == 32
     assert summary["config"]["attack"]["target"] == "banana"

@@ -140,6 +140,8 @@ def _legend(results: Sequence[Result], attacked: bool) -> list[str]:
             "Under a figure: its change against the undefended model, in points.",
             *RULE,
         ]
+        if any("asr_untriggered_top1" in row for row in results):
+            said.insert(2, "ASR untriggered: the same share of images without the trigger.")
     return said
 
 
