@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of the job."""
     config = common.base()
     config.loss = common.part("cleanclip", inmodal_weight=2.0)  # the paper: 1, and a sweep to 8
-    config.pretrain = common.recipe(epochs=12, lr=1e-3, warmup=100)
+    config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
     # At this rate it is the defence that counts. Control / CleanCLIP after 8 epochs, seed 0:
     # ASR 0.55 / 0.32 at 1e-3, 0.24 / 0.02 at 1.5e-3; at 2e-3 forgetting alone begins to do it.
     config.finetune = common.recipe(epochs=8, lr=1.5e-3, warmup=50)

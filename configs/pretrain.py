@@ -14,7 +14,7 @@ from configs import common
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of the job."""
     config = common.base()
-    config.pretrain = common.recipe(epochs=12, lr=1e-3, warmup=100)
+    config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
     match common.variant(arg, ("smoke", "paper")):
         case "smoke":
             config.data.train = "emoji:train,size=512,concepts=10"

@@ -1,7 +1,10 @@
 """Eight CPU devices, settled flags, and the shared golden values where they are at hand."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Before jax is imported: a test machine with an accelerator must not hand it to every test.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,6 +15,11 @@ from absl import flags
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests compile the same program; within one session each is compiled once.
+_COMPILED = tempfile.mkdtemp(prefix="clipdef-jax-tests-")
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", _COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 # grain's workers read absl flags; pytest's own command line is not theirs to parse.
 flags.FLAGS.mark_as_parsed()
 

@@ -54,20 +54,20 @@ def test_learns_and_writes_what_it_did(tmp_path):
     seen = []
     fit(
         tmp_path,
-        epochs=20,
+        epochs=40,
         lr=1e-3,
         source=Numbers(32),
         on_epoch=lambda params: seen.append(1) or {"clean_top1": 0.5},
     )
     rows = metrics.read(tmp_path / "metrics.jsonl")
     losses_by_step = [row["loss"] for row in rows if "loss" in row]
-    assert len(losses_by_step) == 40
+    assert len(losses_by_step) == 80
     # Chance is log(16): every pair of the batch looks alike.
     assert np.mean(losses_by_step[-4:]) < np.log(16) - 0.2
     assert {"grad_norm", "log_scale", "lr", "epoch", "loss/clip"} <= rows[0].keys()
     assert rows[0]["lr"] == pytest.approx(5e-4)
-    assert len(seen) == 20
-    assert [row["step"] for row in rows if "clean_top1" in row] == list(range(2, 41, 2))
+    assert len(seen) == 40
+    assert [row["step"] for row in rows if "clean_top1" in row] == list(range(2, 81, 2))
 
 
 @pytest.fixture(scope="module")
