@@ -44,10 +44,15 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
       Interrupted: the run was asked to stop; what was done is saved.
     """
     mesh = sharding.make_mesh(config.mesh.fsdp)
-    jax.set_mesh(mesh)
     job = Run(config, workdir, mesh, loader.UnreadableList(workdir / "unreadable.csv"))
+    with jax.set_mesh(mesh):
+        return _run(job, command)
+
+
+def _run(job: Run, command: str) -> dict[str, Any]:
+    config = job.config
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
-    console.print(f"[bold]clipdef_jax {clipdef_jax.__version__}[/bold]  {devices}  {workdir}")
+    console.print(f"[bold]clipdef_jax {clipdef_jax.__version__}[/bold]  {devices}  {job.workdir}")
 
     # Everything the config names is built first: a mistake shows before the work begins.
     if not config.init and "pretrain" not in config:

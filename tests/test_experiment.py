@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipdef_jax import experiment, interrupts, jobs, models
+from clipdef_jax import experiment, interrupts, jobs, models, sharding
 from clipdef_jax.errors import UserError
 from clipdef_jax.train import loop
 from configs import cleanclip, pretrain
-from tests.test_step import TINY
+from tests.test_step import TINY, mesh_of
 
 SMALL = {name: value for name, value in TINY.items() if name != "vocab_size"}
 
@@ -29,14 +29,18 @@ def shrink(config, train="emoji:train,size=64,concepts=4", test="emoji:test,size
     return config
 
 
-def run(config, workdir):
-    return experiment.run(config, jobs.open_workdir(str(workdir), "job.py", config), command="test")
+def run(config, workdir, devices=8):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sharding, "make_mesh", lambda fsdp: mesh_of(devices))
+        folder = jobs.open_workdir(str(workdir), "job.py", config)
+        return experiment.run(config, folder, command="test")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("job") / "run"
-    summary = run(shrink(cleanclip.get_config()), workdir)
+    # On one device, where a run gives the same bits whatever else the machine is doing.
+    summary = run(shrink(cleanclip.get_config()), workdir, devices=1)
     return workdir, summary
 
 
@@ -96,8 +100,8 @@ def test_stopped_between_and_within_stages_gives_the_same_models(finished, tmp_p
         with monkeypatch.context() as patched:
             patched.setattr(*patch)
             with pytest.raises(interrupts.Interrupted):
-                run(shrink(cleanclip.get_config()), broken)
-    run(shrink(cleanclip.get_config()), broken)
+                run(shrink(cleanclip.get_config()), broken, devices=1)
+    run(shrink(cleanclip.get_config()), broken, devices=1)
     assert fits == ["poisoned", "finetuned"]
     for name in ("poisoned", "finetuned", "cleanclip"):
         _, expected = models.load(str(workdir / name / "model"))
@@ -112,7 +116,7 @@ def test_a_given_checkpoint_is_repaired_without_training_one(finished, tmp_path)
     config.init = str(workdir / "poisoned" / "model")
     config.finetune.control = False
     config.finetune.pairs = 32
-    summary = run(config, tmp_path / "run")
+    summary = run(config, tmp_path / "run", devices=1)
     given, repaired = summary["results"]
     assert given["model"] == "given"
     assert given["clean_top1"] == first["results"][0]["clean_top1"]

@@ -35,6 +35,15 @@ def test_trained_layout_and_round_trip(tmp_path):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(trained))(CAPTIONS), trained(CAPTIONS))
 
 
+def test_training_gives_the_same_tokenizer_every_time():
+    # Many words of equal counts: ties are where a trainer may differ from run to run.
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(300)]
+    trained = {tokenizer.train(words, vocab_size=700).serialized for _ in range(6)}
+    assert len(trained) == 1
+    assert tokenizer.train(words, vocab_size=700).vocab_size == 700
+
+
 def test_unseen_text_is_never_the_end_token():
     trained = tokenizer.train(CAPTIONS, vocab_size=560, context_length=77)
     for caption in ["émoji 🍌 日本語", "\x00\x7f", "ZYXWVUTSRQ", "Ω≈ç√∫"]:

@@ -150,21 +150,25 @@ def train(captions: Iterable[str], vocab_size: int = 8192, context_length: int =
             normalizers.Lowercase(),
         ]
     )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    word_ends = [byte + "</w>" for byte in alphabet]
     learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizer
     learner.train_from_iterator(
         captions,
         trainers.BpeTrainer(
-            vocab_size=vocab_size - 2, end_of_word_suffix="</w>", show_progress=False
+            vocab_size=vocab_size - 2,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+            # Ids break ties between equally frequent merges. Given in advance they are the same
+            # in every run; else the trainer hands them out in the order of a hash table.
+            initial_alphabet=alphabet,
+            special_tokens=word_ends,
         ),
     )
     learned = json.loads(learner.to_str())["model"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*alphabet, *(byte + "</w>" for byte in alphabet)]
     merges = [tuple(merge) for merge in learned["merges"]]
-    # The learner counts only the bytes it saw; the full alphabet takes the room of some merges.
-    merges = merges[: vocab_size - 2 - len(words)]
-    words += ["".join(merge) for merge in merges]
+    words = [*alphabet, *word_ends, *("".join(merge) for merge in merges)]
     words = [*dict.fromkeys(words), START, END]
     vocab = {word: index for index, word in enumerate(words)}
 
