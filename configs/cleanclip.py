@@ -17,8 +17,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = common.base()
     config.loss = common.part("cleanclip", inmodal_weight=2.0)  # the paper: 1, and a sweep to 8
     config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
-    # At this rate it is the defence that counts. Control / CleanCLIP after 8 epochs, seed 0:
-    # ASR 0.55 / 0.32 at 1e-3, 0.24 / 0.02 at 1.5e-3; at 2e-3 forgetting alone begins to do it.
+    # At this rate it is the defence that counts: plain fine-tuning leaves most of the backdoor. A
+    # third more and it forgets by itself; a third less and CleanCLIP leaves some of it too.
     config.finetune = common.recipe(epochs=8, lr=1.5e-3, warmup=50)
     config.finetune.pairs = 0  # clean pairs to fine-tune on; 0: all
     config.finetune.control = True  # plain fine-tuning on the same data and budget beside it
