@@ -7,7 +7,7 @@ import numpy as np
 from clipdef_jax import attacks
 from clipdef_jax.attacks.plan import Plan
 from clipdef_jax.data import decode
-from clipdef_jax.errors import BadRecord, UserError
+from clipdef_jax.errors import UserError
 from clipdef_jax.types import Pair, Source, Trigger
 
 
@@ -96,10 +96,7 @@ class TriggeredSource:
 
 
 def _under_trigger(pair: Pair, trigger: Trigger, side: int, rng: np.random.Generator) -> np.ndarray:
-    try:
-        image = decode.prepare(decode.decode(pair.image, side), side)
-    except decode.DecodeError as error:
-        raise BadRecord(pair.uid, str(error)) from None
+    image = np.asarray(decode.prepare_pair(pair, side).image)
     triggered = trigger(image, rng)
     if triggered.shape != image.shape or triggered.dtype != np.uint8:
         raise UserError(

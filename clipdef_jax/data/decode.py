@@ -8,6 +8,9 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from clipdef_jax.errors import BadRecord
+from clipdef_jax.types import Pair
+
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused by their header, before a pixel is decoded (Pillow's own limit)."""
 
@@ -102,6 +105,18 @@ def prepare(image: np.ndarray, side: int) -> np.ndarray:
     left = round((new_width - side) / 2)
     top = round((new_height - side) / 2)
     return np.asarray(picture.crop((left, top, left + side, top + side)))
+
+
+def prepare_pair(pair: Pair, side: int) -> Pair:
+    """Returns the pair with its image decoded to uint8 (side, side, 3).
+
+    Raises:
+      BadRecord: the image cannot be used.
+    """
+    try:
+        return pair._replace(image=prepare(decode(pair.image, side), side))
+    except DecodeError as error:
+        raise BadRecord(pair.uid, str(error)) from None
 
 
 def _from_array(image: np.ndarray) -> np.ndarray:

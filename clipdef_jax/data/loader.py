@@ -53,14 +53,10 @@ class Loader:
         Raises:
           BadRecord: the image or the caption is unusable.
         """
-        pair = self.source[index]
-        try:
-            image = decode.prepare(decode.decode(pair.image, self.side), self.side)
-        except decode.DecodeError as error:
-            raise BadRecord(pair.uid, str(error)) from None
+        pair = decode.prepare_pair(self.source[index], self.side)
         if not pair.caption.strip():
             raise BadRecord(pair.uid, "empty caption")
-        return pair._replace(image=image)
+        return pair
 
     def batch(self, indices: Sequence[int], rng_ids: Sequence[tuple[int, ...]]) -> dict[str, Any]:
         """Returns the batch of these records; a bad one gives its place to one drawn at random.
@@ -204,15 +200,11 @@ def eval_batches(
     indices: list[int] = []
     for index in range(len(source)):
         try:
-            pair = source[index]
-            image = decode.prepare(decode.decode(pair.image, side), side)
+            pair = decode.prepare_pair(source[index], side)
         except BadRecord as bad:
             on_skip(bad.uid, bad.reason)
             continue
-        except decode.DecodeError as error:
-            on_skip(pair.uid, str(error))
-            continue
-        images[len(labels)] = image
+        images[len(labels)] = pair.image
         labels.append(pair.label)
         indices.append(index)
         if len(labels) == batch_size:

@@ -42,15 +42,11 @@ class InMemory:
 
     def _read(self, index: int) -> Pair | BadRecord:
         try:
-            pair = self._source[index]
+            pair = decode.prepare_pair(self._source[index], self._side)
         except BadRecord as bad:
             return bad
-        try:
-            image = decode.prepare(decode.decode(pair.image, self._side), self._side)
-        except decode.DecodeError as error:
-            return BadRecord(pair.uid, str(error))
         # A read-only copy: views of larger pictures would keep those in memory too.
-        image = np.array(image)
+        image = np.array(pair.image)
         image.setflags(write=False)
         return pair._replace(image=image)
 
