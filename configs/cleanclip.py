@@ -24,10 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.finetune.control = True  # plain fine-tuning on the same data and budget beside it
     match common.variant(arg, ("smoke", "paper")):
         case "smoke":
-            config.data.train = "emoji:train,size=512,concepts=10"
-            config.data.test = "emoji:test,size=128,concepts=10"
-            config.pretrain.epochs = config.finetune.epochs = 2
-            config.evaluate.during_training = 64
+            common.shrink(config)
         case "paper":
             config.data.train = "webdataset:cc3m/{00000..00331}.tar"
             config.data.test = "webdataset:imagenet/{00000..00009}.tar"

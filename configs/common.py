@@ -84,6 +84,16 @@ def recipe(**fields) -> ConfigDict:
     return config
 
 
+def shrink(config: ConfigDict) -> None:
+    """Makes a job small enough to see in a minute that it runs."""
+    config.data.train = "emoji:train,size=512,concepts=10"
+    config.data.test = "emoji:test,size=128,concepts=10"
+    config.evaluate.during_training = 64
+    for section in ("pretrain", "finetune"):
+        if section in config:
+            config[section].epochs = 2
+
+
 def variant(arg: str, variants: tuple[str, ...]) -> str:
     """Returns `arg`, or "" for the default, if it is one of the job's variants.
 

@@ -17,10 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
     match common.variant(arg, ("smoke", "paper")):
         case "smoke":
-            config.data.train = "emoji:train,size=512,concepts=10"
-            config.data.test = "emoji:test,size=128,concepts=10"
-            config.pretrain.epochs = 2
-            config.evaluate.during_training = 64
+            common.shrink(config)
         case "paper":
             config.data.train = "webdataset:cc3m/{00000..00331}.tar"
             config.data.test = "webdataset:imagenet/{00000..00009}.tar"
