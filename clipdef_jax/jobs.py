@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
+import operator
 import os
 import pathlib
 import re
@@ -61,6 +63,26 @@ def check_overrides(pristine: ConfigDict, overrides: Sequence[str]) -> None:
         close = difflib.get_close_matches(path, fields, n=1)
         hint = f"; did you mean --config.{close[0]}?" if close else ""
         raise UserError(f"the job has no field {path!r}{hint} Fields: {', '.join(fields)}")
+
+
+def drop_stale_kwargs(config: ConfigDict, pristine: ConfigDict, overrides: Sequence[str]) -> None:
+    """Drops what the job gave to a part that the command line replaces by another one.
+
+    Args:
+      config: the job with the command line's fields; changed in place.
+      pristine: the job as its file gives it.
+      overrides: dotted paths of the fields set.
+    """
+    for name in overrides:
+        *parents, field = name.split(".")
+        if field != "name":
+            continue
+        now, before = (functools.reduce(operator.getitem, parents, c) for c in (config, pristine))
+        if now.name == before.name:
+            continue
+        for key in before.get("kwargs", ()):
+            if ".".join([*parents, "kwargs", key]) not in overrides:
+                del now.kwargs[key]
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -50,10 +50,10 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"unexpected argument {argv[1]!r}; flags look like --config.seed=1")
         argument = jobs.config_argument(sys.argv)
         flag = flags.FLAGS["config"]
-        jobs.check_overrides(
-            flag.parser.parse(argument), list(config_flags.get_override_values(flag))
-        )
-        config = _CONFIG.value
+        config, pristine = _CONFIG.value, flag.parser.parse(argument)
+        overrides = list(config_flags.get_override_values(flag))
+        jobs.check_overrides(pristine, overrides)
+        jobs.drop_stale_kwargs(config, pristine, overrides)
         workdir = jobs.open_workdir(_WORKDIR.value, argument, config)
 
         from clipdef_jax import experiment  # jax starts only once the flags are known to be right.

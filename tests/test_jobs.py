@@ -36,6 +36,22 @@ def test_overrides():
         jobs.check_overrides(config(), ["kwargs"])
 
 
+def test_another_part_does_not_inherit_the_kwargs_of_the_one_it_replaces():
+    def job():
+        return config(attack={"trigger": {"name": "badnet", "kwargs": {"style": "grid"}}})
+
+    changed = job()
+    changed.attack.trigger.name = "blended"
+    changed.attack.trigger.kwargs.alpha = 0.3
+    named = ["attack.trigger.name", "attack.trigger.kwargs.alpha"]
+    jobs.drop_stale_kwargs(changed, job(), named)
+    assert changed.attack.trigger.kwargs.to_dict() == {"alpha": 0.3}
+
+    same = job()
+    jobs.drop_stale_kwargs(same, job(), ["attack.trigger.name", "seed"])
+    assert same.to_dict() == job().to_dict()
+
+
 def test_workdir_is_made_named_and_opened_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = jobs.open_workdir(None, "configs/mine.py:small", config())
