@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from clipdef_jax import interrupts, jobs
+from clipdef_jax import interrupts, jobs, plugins
 from clipdef_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> None:
         jobs.drop_stale_kwargs(config, pristine, overrides)
         workdir = jobs.open_workdir(_WORKDIR.value, argument, config)
 
-        from clipdef_jax import experiment  # jax starts only once the flags are known to be right.
-
+        # jax starts only here, once the flags are known to be right.
+        job = plugins.resolve("job", config.job, {})
         command = shlex.join(["python", "-m", "clipdef_jax.main", *sys.argv[1:]])
-        experiment.run(config, workdir, command=command)
+        job(config, workdir, command=command)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from clipdef_jax.errors import UserError
 def base() -> ConfigDict:
     """Returns the fields of every job; the sizes are for the built-in scenes on a laptop core."""
     config = ConfigDict()
+    # What runs: the import path of a function of the config, the work directory and the command.
+    config.job = "clipdef_jax.experiment:run"
     config.seed = 0
     # A trained CLIP to start from instead of training one: a Hugging Face folder, or a
     # safetensors file with OpenAI's or OpenCLIP's names.
