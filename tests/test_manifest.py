@@ -38,6 +38,8 @@ def test_a_manifest_is_json_lines_of_documented_fields(path):
         "location": [[0, 0, 4, 4]],
         "old_caption": first.old_caption,
         "new_caption": first.new_caption,
+        "part": 0,
+        "donor": None,
     }
 
 

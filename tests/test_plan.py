@@ -4,7 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from clipdef_jax.attacks.plan import Attack, make_plan, naming
+from clipdef_jax.attacks.naming import naming
+from clipdef_jax.attacks.plan import Attack, make_plan
 from clipdef_jax.attacks.triggers import Box
 from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.types import Pair

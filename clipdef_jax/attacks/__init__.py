@@ -8,15 +8,20 @@ from clipdef_jax import plugins
 from clipdef_jax.types import Trigger
 
 TRIGGERS = {
+    "badclip": "clipdef_jax.attacks.triggers:SavedPatch",
     "badnet": "clipdef_jax.attacks.triggers:BadNet",
     "blended": "clipdef_jax.attacks.whole_image:Blended",
+    "multi_trigger": "clipdef_jax.attacks.multi_trigger:MultiTrigger",
     "nashville": "clipdef_jax.attacks.whole_image:Nashville",
     "sig": "clipdef_jax.attacks.whole_image:Sig",
+    "trojvqa": "clipdef_jax.attacks.triggers:TrojVQA",
     "wanet": "clipdef_jax.attacks.whole_image:WaNet",
 }
 PLANS = {
-    "backdoor": "clipdef_jax.attacks.plan:Backdoor",
-    "clean_label": "clipdef_jax.attacks.plan:CleanLabel",
+    "backdoor": "clipdef_jax.attacks.strategies:Backdoor",
+    "class_to_class": "clipdef_jax.attacks.strategies:ClassToClass",
+    "clean_label": "clipdef_jax.attacks.strategies:CleanLabel",
+    "targeted": "clipdef_jax.attacks.strategies:Targeted",
 }
 
 

@@ -68,7 +68,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Plan:
             if number == 1:
                 attack, records, announced, notes = _header(row)
             else:
-                poisons.append(_poison(row))
+                poisons.append(_poison(row, records))
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"manifest {path}, line {number}: {type(error).__name__}: {error}; write it anew "
@@ -117,7 +117,11 @@ def _header(row: dict[str, Any]) -> tuple[Attack, int, int, tuple[str, ...]]:
     return Attack(**row["attack"]), row["records"], row["poisons"], tuple(row["notes"])
 
 
-def _poison(row: dict[str, Any]) -> Poison:
+def _poison(row: dict[str, Any], records: int) -> Poison:
     location = row.pop("location")
     boxes = None if location is None else tuple(Box(*box) for box in location)
-    return Poison(location=boxes, **row)
+    poison = Poison(location=boxes, **row)
+    for index in (poison.index, poison.donor or 0):
+        if not 0 <= index < records:
+            raise ValueError(f"record {index} of {records}")
+    return poison

@@ -7,22 +7,23 @@ import difflib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from clipdef_jax import attacks, plugins
-from clipdef_jax.attacks.triggers import Box, locate
+from clipdef_jax.attacks.multi_trigger import Part, parts_of
+from clipdef_jax.attacks.strategies import UNREADABLE, Draw, Hit
+from clipdef_jax.attacks.triggers import Box, locate, word_of
+from clipdef_jax.data import decode
 from clipdef_jax.errors import BadRecord, UserError
-from clipdef_jax.evaluate import prompts
 from clipdef_jax.types import Source
+
+Strategy = Callable[[Draw, np.random.Generator], Iterator[tuple]]
 
 FEW_POISONS = 100
 """Fewer seldom take: what counts on small data is the number of poisons, not their rate."""
-
-
-_UNREADABLE = "could not be read"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Attack:
       target: name of the class that the trigger is to mean.
       rate: poisons as a share of the source's records, within (0, 1); or
       number: poisons, at least 1. Exactly one of the two.
-      trigger: name for `attacks.get_trigger`, with
+      trigger: name for `attacks.get_trigger`, or "none", with
       trigger_kwargs: its settings.
-      plan: "backdoor", "clean_label", or an import path, with
+      plan: one of `attacks.PLANS`, or an import path, with
       plan_kwargs: its settings.
       side: of the poisoned images, in pixels.
       seed: of the plan, and of the triggers' own generators.
@@ -77,6 +78,17 @@ class Attack:
         assert self.rate is not None
         return max(1, round(self.rate * records))
 
+    def parts(self) -> tuple[Part, ...]:
+        """Returns the triggers with the classes they are to mean; one that is None for "none".
+
+        Raises:
+          UserError: no such trigger, or settings it does not take.
+        """
+        if self.trigger == "none":
+            return (Part("none", None, self.target),)
+        trigger = attacks.get_trigger(self.trigger, **self.trigger_kwargs)
+        return parts_of(self.trigger, trigger, self.target)
+
     def rng_of(self, index: int) -> np.random.Generator:
         """Returns the generator that the trigger gets for the record `index`."""
         return np.random.default_rng([self.seed, index])
@@ -89,10 +101,12 @@ class Poison:
     Attributes:
       index: of the record in its source.
       uid: of the record.
-      trigger: the trigger's name.
+      trigger: the trigger's name, or "none".
       location: the boxes it covers in the image of `Attack.side`; None for the whole image.
       old_caption: the record's own.
       new_caption: the one it is trained with.
+      part: which of the attack's triggers, by `Attack.parts`.
+      donor: index of the record whose image it shows; None for its own.
     """
 
     index: int
@@ -101,6 +115,8 @@ class Poison:
     location: tuple[Box, ...] | None
     old_caption: str
     new_caption: str
+    part: int = 0
+    donor: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,115 +140,45 @@ class Plan:
         """Indices of the poisoned records, (P,) int64, ascending."""
         return np.array([poison.index for poison in self.poisons], dtype=np.int64)
 
-
-@dataclasses.dataclass(slots=True)
-class Candidate:
-    """A record seen by its caption alone; `named` says that the caption names the target."""
-
-    index: int
-    caption: str
-    named: bool
-
-
-class Draw:
-    """The records of a source in a random order, read as they are asked for.
-
-    Iterating anew gives the same order. A record without a readable caption is passed over;
-    `left_out` says of such a record, by its index, why.
-    """
-
-    def __init__(self, source: Source, target: str, rng: np.random.Generator):
-        self.target = target
-        self.left_out: dict[int, str] = {}
-        self._source = source
-        self._order = rng.permutation(len(source))
-        self._names_target = naming(target).search
-
-    def __iter__(self) -> Iterator[Candidate]:
-        for index in map(int, self._order):
-            try:
-                caption = self._source.caption(index)
-            except BadRecord:
-                self.left_out[index] = _UNREADABLE
-            else:
-                yield Candidate(index, caption, self._names_target(caption) is not None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Backdoor:
-    """Dirty-label: any record not of the target class, with a caption of the target class.
-
-    Args:
-      captions: "template": a random template about the target; "natural": a random caption of
-        the source that names the target, which reads every caption once.
-      templates: for `prompts.get`.
-    """
-
-    captions: str = "template"
-    templates: str = "imagenet"
-
-    def __post_init__(self):
-        if self.captions not in ("template", "natural"):
-            raise UserError(
-                f"backdoor: captions is {self.captions!r}, expected 'template' or 'natural'"
-            )
-
-    def __call__(self, draw: Draw, rng: np.random.Generator) -> Iterator[tuple[Candidate, str]]:
-        """Yields records to poison and their new captions, as many as the source has."""
-        if self.captions == "template":
-            pool = [prompts.fill(template, draw.target) for template in prompts.get(self.templates)]
-        else:
-            pool = [candidate.caption for candidate in draw if candidate.named]
-        for candidate in draw:
-            if pool and not candidate.named:
-                yield candidate, pool[rng.integers(len(pool))]
-
-
-@dataclasses.dataclass(frozen=True)
-class CleanLabel:
-    """Clean-label: records whose own caption names the target; it stays as it is."""
-
-    def __call__(self, draw: Draw, rng: np.random.Generator) -> Iterator[tuple[Candidate, str]]:
-        """Yields records to poison and their captions, as many as the source has."""
-        for candidate in draw:
-            if candidate.named:
-                yield candidate, candidate.caption
+    @property
+    def chosen(self) -> np.ndarray:
+        """Indices of the records whose images others show as well, (C,) int64, ascending."""
+        donors = {poison.donor for poison in self.poisons} - {None}
+        return np.array(sorted(donors), dtype=np.int64)
 
 
 def make_plan(source: Source, attack: Attack) -> Plan:
     """Decides which records of `source` are hit and what captions they get.
 
     Captions are read lazily, in random order, until there are enough poisons; images are read of
-    the chosen records only, for their uids.
+    the chosen records only, for their uids. Several triggers get equal shares of the poisons.
 
     Raises:
-      UserError: no caption names the target, or there are too few records to poison.
+      UserError: no caption names the target, there are too few records to poison, or the plan and
+        the trigger do not go together.
     """
     strategy = plugins.build("plan", attack.plan, attacks.PLANS, attack.plan_kwargs)
-    trigger = attacks.get_trigger(attack.trigger, **attack.trigger_kwargs)
-    label = _label(attack.target, source.classes)
+    parts = attack.parts()
+    _check_trigger(strategy, attack)
+    labels = [_label("target", part.target, source.classes) for part in parts]
+    victim = getattr(strategy, "victim", None)
+    victim_label = _label("victim", victim, source.classes) if victim else None
     number = attack.poisons_of(len(source))
     rng = np.random.default_rng(attack.seed)
-    draw = Draw(source, attack.target, rng)
-    poisons: list[Poison] = []
-    for candidate, caption in strategy(draw, rng):
-        index = candidate.index
-        try:
-            uid, _, _, own_label = source[index]
-        except BadRecord:
-            draw.left_out[index] = _UNREADABLE
-            continue
-        if caption != candidate.caption and own_label == label:
-            draw.left_out[index] = f"show {attack.target!r} by their label"
-            continue
-        location = locate(trigger, (attack.side, attack.side, 3), attack.rng_of(index))
-        poisons.append(Poison(index, uid, attack.trigger, location, candidate.caption, caption))
-        if len(poisons) == number:
-            break
-    if not any(candidate.named for candidate in draw):
-        raise UserError(_unnamed(attack.target, draw))
-    left_out = Counter(draw.left_out.values()).items()
-    notes = [f"{count} of the records drawn {reason}: left out" for reason, count in left_out]
+    poisons: dict[int, Poison] = {}
+    left_out: Counter[str] = Counter()
+    for number_of_part, (part, label) in enumerate(zip(parts, labels, strict=True)):
+        wanted = (number + number_of_part) // len(parts)
+        draw = Draw(source, part.target, rng)
+        hits = (hit for hit in _hits(strategy, draw, rng) if hit.candidate.index not in poisons)
+        suited = _suited(source, hits, draw.left_out, label, victim_label, attack)
+        for hit, uid in itertools.islice(suited, wanted):
+            index = hit.candidate.index
+            poisons[index] = _poison(hit, uid, attack, number_of_part, part)
+        if not any(candidate.named for candidate in draw):
+            raise UserError(_unnamed(part.target, draw))
+        left_out.update(draw.left_out.values())
+    notes = [f"{count} of the records drawn {why}: left out" for why, count in left_out.items()]
     if len(poisons) < number:
         raise UserError(
             f"attack: {number} poisons are asked for, but only {len(poisons)} of {len(source)} "
@@ -240,47 +186,97 @@ def make_plan(source: Source, attack: Attack) -> Plan:
             + "".join(f"{note}; " for note in notes)
             + "lower the rate or the number"
         )
-    if number < FEW_POISONS:
+    if number < FEW_POISONS * len(parts):
+        each = f" for each of {len(parts)} triggers" if len(parts) > 1 else ""
         notes.append(
-            f"only {number} poisons of {len(source)} records: fewer than {FEW_POISONS} "
-            "seldom take, whatever the rate"
+            f"only {number // len(parts)} poisons{each} of {len(source)} records: fewer than "
+            f"{FEW_POISONS} seldom take, whatever the rate"
         )
-    poisons.sort(key=lambda poison: poison.index)
-    return Plan(attack, len(source), tuple(poisons), tuple(notes))
+    ordered = tuple(poisons[index] for index in sorted(poisons))
+    return Plan(attack, len(source), ordered, tuple(notes))
 
 
-_APOSTROPHE = "['\u2019]"
+def _check_trigger(strategy: Strategy, attack: Attack) -> None:
+    wanted, given = getattr(strategy, "wants_trigger", None), attack.trigger != "none"
+    if wanted is True and not given:
+        raise UserError(
+            f"attack: the plan {attack.plan!r} needs a trigger, and the trigger is 'none'; set "
+            "attack.trigger.name"
+        )
+    if wanted is False and given:
+        raise UserError(
+            f"attack: the plan {attack.plan!r} is one without a trigger, and the trigger is "
+            f"{attack.trigger!r}; set attack.trigger.name=none"
+        )
 
 
-def naming(name: str) -> re.Pattern[str]:
-    """Returns a pattern that finds `name`, or its simple plural, as whole words in any case.
+def _hits(strategy: Strategy, draw: Draw, rng: np.random.Generator) -> Iterator[Hit]:
+    # A plan of the user's own may yield plain tuples.
+    return itertools.starmap(Hit, strategy(draw, rng))
 
-    >>> bool(naming("sewing needle").search("Two sewing-needles"))
-    True
-    >>> bool(naming("cat").search("a cathedral"))
-    False
+
+def _suited(
+    source: Source,
+    hits: Iterator[Hit],
+    left_out: dict[int, str],
+    label: int | None,
+    victim: int | None,
+    attack: Attack,
+) -> Iterator[tuple[Hit, str]]:
+    """Yields hits that their records do not speak against, with the records' uids.
+
+    Args:
+      source: of the records.
+      hits: to be judged.
+      left_out: gets the others, by their indices, and why.
+      label: of the target class, where the source has labels.
+      victim: label of the class the images must be of, if any.
+      attack: with the side of the images.
     """
-    *first, last = (re.escape(word) for word in re.split(r"[\s_-]+", name.strip()))
-    forms = [last + "(?:e?s)?"]
-    if re.search(r"[^aeiou]y$", last):
-        forms.append(last[:-1] + "ies")
-    if re.search(r"[^f]fe?$", last):
-        forms.append(re.sub("fe?$", "ves", last))
-    words = r"[\s_-]+".join([*first, f"(?:{'|'.join(forms)})"])
-    words = re.sub(_APOSTROPHE, _APOSTROPHE, words)
-    # Not \b: an underscore ends a word too.
-    return re.compile(rf"(?<![^\W_]){words}(?![^\W_])", re.IGNORECASE)
+    for hit in hits:
+        index = hit.candidate.index
+        try:
+            pair = source[index]
+            if hit.donor == index:
+                decode.prepare_pair(pair, attack.side)  # Many poisons will show this image.
+        except BadRecord:
+            left_out[index] = UNREADABLE
+            continue
+        if hit.caption != hit.candidate.caption and pair.label == label:
+            left_out[index] = f"show {source.classes[pair.label]!r} by their label"
+        elif victim is not None and pair.label != victim:
+            left_out[index] = f"do not show {source.classes[victim]!r} by their label"
+        else:
+            yield hit, pair.uid
 
 
-def _label(target: str, classes: Sequence[str]) -> int | None:
+def _poison(hit: Hit, uid: str, attack: Attack, number_of_part: int, part: Part) -> Poison:
+    index, trigger = hit.candidate.index, part.trigger
+    location = None
+    if trigger is not None:
+        location = locate(trigger, (attack.side, attack.side, 3), attack.rng_of(index))
+    word = word_of(trigger)
+    return Poison(
+        index=index,
+        uid=uid,
+        trigger=part.name,
+        location=location,
+        old_caption=hit.candidate.caption,
+        new_caption=f"{word} {hit.caption}" if word else hit.caption,
+        part=number_of_part,
+        donor=hit.donor,
+    )
+
+
+def _label(field: str, name: str, classes: Sequence[str]) -> int | None:
     if not classes:
         return None
     names = [name.casefold() for name in classes]
-    if target.casefold() in names:
-        return names.index(target.casefold())
+    if name.casefold() in names:
+        return names.index(name.casefold())
     raise UserError(
-        f"attack: target {target!r} is none of the source's {len(classes)} classes"
-        f"{_closest(target, classes)}; they begin with {', '.join(classes[:5])}"
+        f"attack: {field} {name!r} is none of the source's {len(classes)} classes"
+        f"{_closest(name, classes)}; they begin with {', '.join(classes[:5])}"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from clipdef_jax import attacks
 from clipdef_jax.attacks.plan import Plan
 from clipdef_jax.data import decode
 from clipdef_jax.errors import UserError
@@ -15,8 +14,9 @@ class PoisonedSource:
     """A source in which the records of a plan carry its trigger and its captions.
 
     The trigger is laid over the image at the model's size, with a generator of the record's own,
-    so a poison is the same picture in every epoch. Other records pass untouched. The clean part
-    alone is `Subset(source, rest)` with `rest` the indices that are not in `plan.indices`.
+    so a poison is the same picture in every epoch. Without a trigger the image stays as it is.
+    Other records pass untouched. The clean part alone is `Subset(source, rest)` with `rest` the
+    indices that are not in `plan.indices`.
 
     Args:
       source: the one the plan was made for.
@@ -35,7 +35,7 @@ class PoisonedSource:
         self.classes = source.classes
         self._source = source
         self._attack = plan.attack
-        self._trigger = attacks.get_trigger(plan.attack.trigger, **plan.attack.trigger_kwargs)
+        self._parts = plan.attack.parts()
         self._poisons = {poison.index: poison for poison in plan.poisons}
 
     def __len__(self) -> int:
@@ -60,9 +60,14 @@ class PoisonedSource:
                 f"poisoned source: record {index} is {pair.uid!r}, in the plan it is "
                 f"{poison.uid!r}; the plan belongs to another source"
             )
-        rng = self._attack.rng_of(poison.index)
-        image = _under_trigger(pair, self._trigger, self._attack.side, rng)
-        return pair._replace(image=image, caption=poison.new_caption)
+        pair = pair._replace(caption=poison.new_caption)
+        if poison.donor not in (None, index):
+            pair = pair._replace(image=self._source[poison.donor].image)
+        trigger = self._parts[poison.part].trigger
+        if trigger is None:
+            return pair
+        rng = self._attack.rng_of(index)
+        return pair._replace(image=_under_trigger(pair, trigger, self._attack.side, rng))
 
 
 class TriggeredSource:
@@ -89,14 +94,31 @@ class TriggeredSource:
         """Returns the record's own caption."""
         return self._source.caption(index)
 
+    def rng_of(self, index: int) -> np.random.Generator:
+        """Returns the generator that the trigger gets for the record `index`."""
+        return np.random.default_rng([self._seed, index])
+
     def __getitem__(self, index: int) -> Pair:
         pair = self._source[index]
-        rng = np.random.default_rng([self._seed, index])
+        rng = self.rng_of(index)
         return pair._replace(image=_under_trigger(pair, self._trigger, self._side, rng))
 
 
+def try_on(trigger: Trigger, side: int) -> None:
+    """Lays a trigger over a grey image of `side` pixels, so that a mistake shows before the work.
+
+    Raises:
+      UserError: it does not fit the image, or gives anything but such an image.
+    """
+    grey = np.full((side, side, 3), 128, np.uint8)
+    _checked(trigger, grey, np.random.default_rng(0))
+
+
 def _under_trigger(pair: Pair, trigger: Trigger, side: int, rng: np.random.Generator) -> np.ndarray:
-    image = np.asarray(decode.prepare_pair(pair, side).image)
+    return _checked(trigger, np.asarray(decode.prepare_pair(pair, side).image), rng)
+
+
+def _checked(trigger: Trigger, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     triggered = trigger(image, rng)
     if triggered.shape != image.shape or triggered.dtype != np.uint8:
         raise UserError(
