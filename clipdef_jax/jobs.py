@@ -19,7 +19,10 @@ from ml_collections import ConfigDict
 from clipdef_jax.errors import UserError
 
 # Fields that change how fast a run goes, not what it gives: a resumed run may change them.
-_FREE = re.compile(r"^(data\.workers|data\.in_memory|.*\.checkpoint_minutes|evaluate\.batch)$")
+_FREE = re.compile(
+    r"^(data\.workers|data\.in_memory|.*\.checkpoint_minutes|evaluate\.batch"
+    r"|(study|attacks|defences)\..*)$"
+)
 
 
 def config_argument(argv: Sequence[str]) -> str:

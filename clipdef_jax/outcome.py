@@ -56,6 +56,7 @@ def conclude(
     seen = {row["model"]: row.pop("seen", []) for row in results}
     summary = {
         "results": results,
+        "poisons": len(attack_plan.poisons) if attack_plan else 0,
         "seconds": seconds | {"total": round(sum(seconds.values()), 2)},
         "versions": _versions(),
         "config": config,
@@ -106,15 +107,18 @@ def _title(run: Run, attack_plan: plan.Plan | None) -> str:
 def _samples(clean: Source, poisoned: Source, attack_plan: plan.Plan | None) -> list[report.Sample]:
     if attack_plan is None:
         return []
-    samples = []
+    samples, side = [], attack_plan.attack.side
     for poison in attack_plan.poisons[:SHOWN]:
-        before, after = clean[poison.index], poisoned[poison.index]
-        pixels = decode.decode(after.image)
+        try:
+            before = decode.prepare_pair(clean[poison.index], side)
+            after = decode.prepare_pair(poisoned[poison.index], side)
+        except BadRecord:
+            continue
         samples.append(
             report.Sample(
                 uid=poison.uid,
-                clean=decode.prepare(decode.decode(before.image), len(pixels)),
-                poisoned=pixels,
+                clean=np.asarray(before.image),
+                poisoned=np.asarray(after.image),
                 old_caption=poison.old_caption,
                 new_caption=poison.new_caption,
                 label=clean.classes[before.label] if before.label >= 0 else "",

@@ -165,11 +165,21 @@ def _defaults(**settings: Any) -> Iterator[None]:
         yield
 
 
-def _axes(width: float, height: float, rows: int = 1) -> Any:
+def panels(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of panels that share their axes, in reading order, shares as percents."""
+    with _defaults():
+        figure, *grid = _axes(2.2 * columns + 0.6, 1.9 * rows + 0.6, rows, columns)
+        for axes in grid:
+            _percent_axes(axes.xaxis, axes.yaxis)
+    return figure, grid
+
+
+def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    panels = list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+    shared = {"sharex": True, "sharey": columns > 1}
+    panels = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
     for axes in panels:
         axes.set_facecolor("none")
         axes.grid(color=LINE, linewidth=0.7)
@@ -178,7 +188,7 @@ def _axes(width: float, height: float, rows: int = 1) -> Any:
         axes.spines[:].set_visible(False)
         axes.xaxis.label.set_color(MUTED)
         axes.yaxis.label.set_color(MUTED)
-        axes.locator_params(nbins=5)
+        axes.locator_params(nbins=5, steps=[1, 2, 5, 10])
     return figure, *panels
 
 

@@ -1,0 +1,173 @@
+"""A study's matrix: one table over the seeds, and one figure of clean accuracy and ASR."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from clipdef_jax.report import figures
+from clipdef_jax.report.content import measured
+from clipdef_jax.report.verdict import MAX_ASR
+
+_FIGURES = {"clean_top1": "CA %", "asr_top1": "ASR %", "psr": "PSR %"}
+_COLUMNS = 3  # Panels in a row of the figure.
+_MIN_SPAN = 0.1  # Of the figure's axis of clean accuracy.
+
+
+def aggregate(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row per attack and defence, in the order they are met.
+
+    Args:
+      rows: a run each: "attack", "defence", "seed", "poisons", and its figures.
+
+    Returns:
+      "attack", "defence", "seeds", "poisons", and per figure its "_mean", its "_sd" (of the sample;
+      0 for one seed) and its "_each".
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["attack"], row["defence"]), []).append(row)
+    table = []
+    for (attack, defence), group in groups.items():
+        line: dict[str, Any] = {"attack": attack, "defence": defence}
+        line |= {"seeds": [row["seed"] for row in group], "poisons": group[0]["poisons"]}
+        for name in _FIGURES:
+            each = [value for row in group if (value := measured(row, name)) is not None]
+            if each:
+                line[f"{name}_mean"] = statistics.fmean(each)
+                line[f"{name}_sd"] = statistics.stdev(each) if len(each) > 1 else 0.0
+                line[f"{name}_each"] = each
+        table.append(line)
+    return sorted(table, key=lambda line: list(groups).index((line["attack"], line["defence"])))
+
+
+def terminal(table: Sequence[Mapping[str, Any]]) -> Table:
+    """Lays the table out for a terminal."""
+    heading, *lines = _cells(table)
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in heading:
+        sheet.add_column(name, justify="left" if name in ("attack", "defence") else "right")
+    for line, following in zip(lines, [*lines[1:], None], strict=True):
+        sheet.add_row(*line, end_section=following is None or following[0] != line[0])
+    return sheet
+
+
+def markdown(table: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table in Markdown."""
+    heading, *lines = _cells(table)
+    rule = ["---" if name in ("attack", "defence") else "---:" for name in heading]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *lines))
+
+
+def figure(table: Sequence[Mapping[str, Any]]) -> bytes:
+    """Draws a panel per attack: ASR across, clean accuracy upwards, a colour per defence.
+
+    Where a defence was run with several settings ("name: setting"), its points have one colour
+    and a line joins those that no other of its settings beats in both figures.
+
+    Returns:
+      A PNG file.
+    """
+    attacks = list(dict.fromkeys(line["attack"] for line in table if "asr_top1_mean" in line))
+    series = list(dict.fromkeys(_series(line) for line in table))
+    rows = max(1, math.ceil(len(attacks) / _COLUMNS))
+    sheet, panels = figures.panels(rows, min(_COLUMNS, max(len(attacks), 1)))
+    for attack, axes in zip(attacks, panels, strict=False):
+        axes.set_title(attack, fontsize=9, color=figures.INK, loc="left")
+        axes.axvspan(-0.04, MAX_ASR, color=figures.GOOD, alpha=0.1, linewidth=0)
+        for index, name in enumerate(series):
+            points = [
+                line
+                for line in table
+                if line["attack"] == attack and _series(line) == name and "asr_top1_mean" in line
+            ]
+            _draw(axes, points, figures.colour(index), name)
+        axes.set_xlim(-0.04, 1.04)
+    for axes in panels[len(attacks) :]:
+        axes.set_visible(False)
+    for axes in panels[max(len(attacks) - _COLUMNS, 0) : len(attacks)]:
+        axes.tick_params(labelbottom=True)
+    low, high = panels[0].get_ylim()
+    margin = max(_MIN_SPAN - (high - low), 0) / 2  # Noise must not look like a difference.
+    panels[0].set_ylim(low - margin, min(high + margin, 1.02))
+    handles = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if handles:
+        sheet.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside upper center",
+            frameon=False,
+            ncols=min(len(handles), 5),
+        )
+    sheet.supxlabel("Attack success rate (ASR)", fontsize=9, color=figures.MUTED)
+    sheet.supylabel("Clean accuracy (CA)", fontsize=9, color=figures.MUTED)
+    return figures.png(sheet)
+
+
+def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns the (ASR, CA) points that no other point beats in both, by ascending ASR.
+
+    >>> frontier([(0.1, 0.8), (0.3, 0.7), (0.4, 0.9)])
+    [(0.1, 0.8), (0.4, 0.9)]
+    """
+    best: list[tuple[float, float]] = []
+    for asr, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((asr, accuracy))
+    return best
+
+
+def _draw(axes: Any, points: Sequence[Mapping[str, Any]], colour: str, name: str) -> None:
+    if not points:
+        return
+    asr, accuracy = (
+        [point[f"{figure}_mean"] for point in points] for figure in ("asr_top1", "clean_top1")
+    )
+    spread = {
+        "xerr": [p["asr_top1_sd"] for p in points],
+        "yerr": [p["clean_top1_sd"] for p in points],
+    }
+    axes.errorbar(
+        asr,
+        accuracy,
+        **spread,
+        fmt="o",
+        color=colour,
+        label=name,
+        markersize=5,
+        elinewidth=1,
+        alpha=0.9,
+    )
+    if len(points) > 1:
+        axes.plot(
+            *zip(*frontier(zip(asr, accuracy, strict=True)), strict=True), color=colour, linewidth=1
+        )
+
+
+def _series(line: Mapping[str, Any]) -> str:
+    return line["defence"].partition(":")[0]
+
+
+def _cells(table: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    names = [name for name in _FIGURES if any(f"{name}_mean" in line for line in table)]
+    cells = [["attack", "defence", "poisons", "seeds", *(_FIGURES[name] for name in names)]]
+    for line in table:
+        shown = [line["attack"], line["defence"], f"{line['poisons']:,}", str(len(line["seeds"]))]
+        for name in names:
+            mean, spread = line.get(f"{name}_mean"), line.get(f"{name}_sd")
+            if mean is None:
+                shown.append("-")
+            elif len(line["seeds"]) == 1:
+                shown.append(f"{100 * mean:.1f}")
+            else:
+                shown.append(f"{100 * mean:.1f} ± {100 * spread:.1f}")
+        cells.append(shown)
+    return cells

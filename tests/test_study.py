@@ -1,0 +1,125 @@
+"""A study: which runs it makes of its matrix, and that none is made twice."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from clipdef_jax import experiment, study
+from clipdef_jax.errors import UserError
+
+
+def part(name, **kwargs):
+    return {"name": name, "kwargs": kwargs}
+
+
+@pytest.fixture
+def config():
+    return ConfigDict(
+        {
+            "job": "clipdef_jax.study:run",
+            "seed": 0,
+            "init": "",
+            "attack": {"plan": part("backdoor"), "trigger": part("badnet", style="yellow")},
+            "loss": part("clip"),
+            "pretrain": {"epochs": 3},
+            "study": {"attacks": (), "defences": (), "seeds": (0, 1)},
+            "attacks": {
+                "none": {"attack": {"plan": part("none"), "trigger": part("none")}},
+                "sig": {"attack": {"plan": part("backdoor"), "trigger": part("sig", alpha=0.3)}},
+            },
+            "defences": {
+                "cleanclip": {"loss": part("cleanclip"), "finetune": {"epochs": 2}},
+                "roclip": {"loss": part("roclip"), "pretrain": {"epochs": 4}},
+            },
+        }
+    )
+
+
+def test_cells_are_ordered_so_that_a_repair_finds_its_model(config):
+    cells = list(study.cells_of(config))
+    assert len(cells) == 2 * 2 * 3
+    assert [cell.folder for cell in cells[:4]] == [
+        "none/seed0/undefended",
+        "none/seed0/cleanclip",
+        "none/seed0/roclip",
+        "sig/seed0/undefended",
+    ]
+
+
+def test_names_are_chosen_and_checked(config):
+    config.study.attacks = ("sig,none",)
+    config.study.defences = ("roclip",)
+    cells = {(cell.attack, cell.defence) for cell in study.cells_of(config)}
+    assert cells == {(a, d) for a in ("sig", "none") for d in ("undefended", "roclip")}
+    config.study.attacks = ("sgi",)
+    with pytest.raises(UserError, match=r"study.attacks: there is no 'sgi'; the study has: none"):
+        list(study.cells_of(config))
+
+
+def test_a_cell_gets_the_parts_named_and_nothing_of_those_they_replace(config, tmp_path):
+    undefended = study.config_of(config, study.Cell("sig", "undefended", 1), tmp_path)
+    assert undefended.seed == 1
+    assert undefended.job == "clipdef_jax.experiment:run"
+    assert undefended.attack.trigger.to_dict() == part("sig", alpha=0.3)
+    assert undefended.loss.name == "clip"
+
+    repair = study.config_of(config, study.Cell("sig", "cleanclip", 1), tmp_path)
+    assert repair.init == str(tmp_path / "sig/seed1/undefended/poisoned/model")
+    assert "pretrain" not in repair
+    assert repair.attack.plan.name == "none"  # its data are clean, its tests triggered
+    assert repair.attack.trigger.name == "sig"
+
+    pretraining = study.config_of(config, study.Cell("sig", "roclip", 1), tmp_path)
+    assert pretraining.init == ""
+    assert pretraining.pretrain.epochs == 4
+    assert pretraining.attack.plan.name == "backdoor"
+
+    control = study.config_of(config, study.Cell("none", "cleanclip", 0), tmp_path)
+    assert control.init.endswith("none/seed0/undefended/pretrained/model")
+    assert config.attack.trigger.name == "badnet"  # the study's own fields stay as they are
+
+
+def test_complete_cells_are_not_run_again(config, tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def fake(fields, folder, *, command):
+        if len(ran) == 4:
+            raise KeyboardInterrupt
+        ran.append(folder.relative_to(tmp_path).as_posix())
+        row = {"model": "m", "clean_top1": 0.9, "asr_top1": fields.seed / 10}
+        summary = {"results": [{"clean_top1": 0.1}, row], "seconds": {"total": 2.0}, "poisons": 7}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr(experiment, "run", fake)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(config, tmp_path, command="")
+    assert not (tmp_path / "summary.json").exists()
+    before, ran[:] = list(ran), []
+    config.study.attacks = ("sig",)  # The study may be narrowed, or grow.
+    config.study.defences = ("cleanclip",)
+    summary = study.run(config, tmp_path, command="")
+    assert "sig/seed0/undefended" in before
+    assert ran == ["sig/seed0/cleanclip", "sig/seed1/undefended", "sig/seed1/cleanclip"]
+    assert [row["asr_top1"] for row in summary["results"]] == [0.0, 0.0, 0.1, 0.1]
+    assert summary["table"][0]["poisons"] == 7
+    assert summary["seconds"]["cells"] == 8.0
+    assert json.loads((tmp_path / "summary.json").read_text())["table"] == summary["table"]
+    assert (tmp_path / "table.md").read_text().count("\n") == 4
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert "± 7.1" in capsys.readouterr().out  # 0 and 10%: sd 7.1
+
+
+def test_a_cell_of_another_config_is_not_taken_for_this_one(config, tmp_path, monkeypatch):
+    def fake(fields, folder, *, command):
+        raise AssertionError("must not run")
+
+    monkeypatch.setattr(experiment, "run", fake)
+    folder = tmp_path / "none/seed0/undefended"
+    folder.mkdir(parents=True)
+    fields = study.config_of(config, study.Cell("none", "undefended", 0), tmp_path)
+    fields.pretrain.epochs = 99
+    (folder / "config.json").write_text(json.dumps(fields.to_dict()))
+    with pytest.raises(UserError, match=r"pretrain.epochs was 99, is 3"):
+        study.run(config, tmp_path, command="")
