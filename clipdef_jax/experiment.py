@@ -15,13 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import clipdef_jax
-from clipdef_jax import augment, data, interrupts, losses, models, outcome, parts, sharding
+from clipdef_jax import augment, losses, models, outcome, parts, sharding
 from clipdef_jax.attacks import manifest, plan
 from clipdef_jax.attacks.poisoned import PoisonedSource
 from clipdef_jax.data import loader, memory
 from clipdef_jax.errors import UserError
-from clipdef_jax.evaluate import prompts, zero_shot
 from clipdef_jax.jobs import run_stage
+from clipdef_jax.measure import measure
 from clipdef_jax.parts import Model, Run, TestSet
 from clipdef_jax.progress import console
 from clipdef_jax.train import loop
@@ -55,6 +55,7 @@ def _run(job: Run, command: str) -> dict[str, Any]:
     console.print(f"[bold]clipdef_jax {clipdef_jax.__version__}[/bold]  {devices}  {job.workdir}")
 
     # Everything the config names is built first: a mistake shows before the work begins.
+    parts.take_attack(config)
     if not config.init and "pretrain" not in config:
         raise UserError("this job repairs a trained CLIP: give its path as --config.init=PATH")
     given = parts.load_model(config, config.init) if config.init else None
@@ -68,8 +69,11 @@ def _run(job: Run, command: str) -> dict[str, Any]:
     tests = parts.test_set(job, side)
     seconds: dict[str, float] = {}
 
-    attack = None if given else parts.attack_of(config, side)
+    # The data that poisoned a given checkpoint are known only if their manifest is.
+    attack = None if given and not config.attack.manifest else parts.attack_of(config, side)
     attack_plan = _poison(job, clean, attack, seconds) if attack else None
+    if attack_plan:
+        tests = tests.attacked_by(attack_plan, clean)
     pairs = PoisonedSource(clean, attack_plan) if attack_plan else clean
     if config.data.in_memory:
         pairs = memory.InMemory(pairs, side)
@@ -111,10 +115,11 @@ def _run(job: Run, command: str) -> dict[str, Any]:
 
 
 def _poison(job: Run, source: Source, attack: plan.Attack, seconds: dict[str, float]) -> plan.Plan:
-    path = job.workdir / "poison" / "manifest.jsonl"
+    path, given = job.workdir / "poison" / "manifest.jsonl", job.config.attack.manifest
 
     def body() -> dict[str, Any]:
-        manifest.write_manifest(path, plan.make_plan(source, attack))
+        made = manifest.read_manifest(given) if given else plan.make_plan(source, attack)
+        manifest.write_manifest(path, made)
         return {}
 
     result, done = run_stage(path.parent, body)
@@ -122,10 +127,11 @@ def _poison(job: Run, source: Source, attack: plan.Attack, seconds: dict[str, fl
     made = manifest.read_manifest(path)
     manifest.check_source(made, source)
     share = len(made.poisons) / made.records
+    by = attack.plan if attack.trigger == "none" else attack.trigger
+    to = " / ".join(dict.fromkeys(part.target for part in attack.parts()))
     _heading(
         "poison",
-        f"{len(made.poisons):,} of {made.records:,} pairs ({share:.2%}), "
-        f"{attack.trigger} -> {attack.target!r}",
+        f"{len(made.poisons):,} of {made.records:,} pairs ({share:.2%}), {by} -> {to!r}",
         done,
     )
     return made
@@ -147,7 +153,7 @@ def _train(
     watched = tests.at(np.arange(peek))
 
     def on_epoch(params: Any) -> dict[str, float]:
-        metrics = _measure(job, dataclasses.replace(start, params=params), watched)
+        metrics = measure(job, dataclasses.replace(start, params=params), watched)
         return {key: metrics[key] for key in ("clean_top1", "asr_top1") if key in metrics}
 
     def body() -> dict[str, Any]:
@@ -185,53 +191,18 @@ def _evaluate(
     job: Run, name: str, description: str, model: Model, tests: TestSet, seconds: dict[str, float]
 ) -> dict[str, Any]:
     def body() -> dict[str, Any]:
-        return {"model": name, "description": description, **_measure(job, model, tests, show=True)}
+        return {"model": name, "description": description, **measure(job, model, tests, show=True)}
 
     result, done = run_stage(job.workdir / name / "evaluation", body)
     seconds[f"evaluate {name}"] = result.pop("seconds")
     if f"train {name}" in seconds:
         result["seconds"] = seconds[f"train {name}"]
-    asr = f", attack success {result['asr_top1']:.1%}" if "asr_top1" in result else ""
-    _heading("evaluate", f"{name}: clean accuracy {result['clean_top1']:.1%}{asr}", done)
+    figures = f"{name}: clean accuracy {result['clean_top1']:.1%}"
+    for key, meaning in (("asr_top1", "attack success"), ("psr_top1", "poisoning success")):
+        if key in result:
+            figures += f", {meaning} {result[key]:.1%}"
+    _heading("evaluate", figures, done)
     return result
-
-
-def _measure(job: Run, model: Model, tests: TestSet, *, show: bool = False) -> dict[str, Any]:
-    """Returns zero-shot figures of a model; under the trigger, too, if there is one."""
-    names = tests.clean.classes
-    spoken = [name.replace("_", " ") for name in names]
-    weights = zero_shot.classifier(
-        model.clip,
-        model.params,
-        model.tokenizer,
-        spoken,
-        prompts.get(job.config.evaluate.prompts),
-        mesh=job.mesh,
-    )
-    features, labels = _embed(job, model, tests.clean)
-    metrics = zero_shot.evaluate(features, labels, weights, names)
-    if tests.triggered is not None and tests.target is not None:
-        # What an attack success rate must be held against: a model that likes the target anyway.
-        untriggered = zero_shot.attack_success(features, labels, weights, tests.target)
-        metrics["asr_untriggered_top1"] = untriggered["asr_top1"]
-        features, labels = _embed(job, model, tests.triggered)
-        metrics |= zero_shot.attack_success(features, labels, weights, tests.target)
-        every = zero_shot.attack_success(features, labels, weights, tests.target, mode="all")
-        metrics |= {f"asr_all_top{k}": every[f"asr_top{k}"] for k in zero_shot.TOP}
-        if show:
-            features, _ = _embed(job, model, data.Subset(tests.triggered, outcome.shown(tests)))
-            metrics["seen"] = [names[best] for best in (features @ weights.T).argmax(axis=1)]
-    return metrics
-
-
-def _embed(job: Run, model: Model, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    def batches():
-        side, batch = model.clip.config.image_size, job.config.evaluate.batch
-        for made in loader.eval_batches(source, side, batch, job.unreadable.add):
-            interrupts.check()
-            yield made
-
-    return zero_shot.embed(model.clip, model.params, batches(), mesh=job.mesh)
 
 
 def _heading(stage: str, text: str, done: bool) -> None:

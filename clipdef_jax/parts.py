@@ -13,7 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from clipdef_jax import attacks, data, losses, models
-from clipdef_jax.attacks import plan, poisoned
+from clipdef_jax.attacks import manifest, plan, poisoned
+from clipdef_jax.attacks.multi_trigger import MultiTrigger, parts_of
+from clipdef_jax.attacks.triggers import word_of
 from clipdef_jax.data import loader, memory, tokenizer
 from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.jobs import run_stage
@@ -50,16 +52,36 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class TestSet:
-    """Labelled images without and with the trigger, and the index of the target class."""
+    """What a model is tested with.
+
+    Attributes:
+      clean: labelled images.
+      triggered: the same under the trigger, if there is one.
+      target: index of the class the attack is to make of them, or (N,) one for each image where
+        there are triggers with targets of their own; None without an attack.
+      word: that stands before the prompts together with the trigger, or "".
+      chosen: images that were trained on with captions of the target, if the attack chose some.
+      victim: index of the class whose images, without a trigger, are to be taken for the target.
+    """
 
     clean: Source
-    triggered: Source | None
-    target: int | None
+    triggered: Source | None = None
+    target: int | np.ndarray | None = None
+    word: str = ""
+    chosen: Source | None = None
+    victim: int | None = None
 
     def at(self, indices: np.ndarray) -> TestSet:
-        """Returns the test set of some of the images."""
+        """Returns the test set of some of the images, without what is not under a trigger."""
         triggered = self.triggered and data.Subset(self.triggered, indices)
-        return TestSet(data.Subset(self.clean, indices), triggered, self.target)
+        target = self.target[indices] if isinstance(self.target, np.ndarray) else self.target
+        return TestSet(data.Subset(self.clean, indices), triggered, target, self.word)
+
+    def attacked_by(self, attack_plan: plan.Plan, clean: Source) -> TestSet:
+        """Returns the test set with the images that a plan has chosen of the training data."""
+        if not len(attack_plan.chosen):
+            return self
+        return dataclasses.replace(self, chosen=data.Subset(clean, attack_plan.chosen))
 
 
 def new_clip(config: ConfigDict, **fields: Any) -> CLIP:
@@ -136,23 +158,40 @@ def test_set(run: Run, side: int) -> TestSet:
         )
     if config.data.in_memory:
         source = memory.InMemory(source, side)
-    trigger = config.attack.trigger
-    if trigger.name == "none":
-        return TestSet(source, None, None)
-    target = config.attack.target
-    if target not in source.classes:
-        close = difflib.get_close_matches(target, source.classes, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise UserError(
-            f"attack.target={target!r} is not a class of data.test={config.data.test!r}{hint} "
-            f"Classes: {', '.join(source.classes[:10])}{', ...' * (len(source.classes) > 10)}"
-        )
-    settings = trigger.kwargs.to_dict() | config.attack.test_kwargs.to_dict()
+    fields, trigger = config.attack, None
+    if fields.trigger.name == "none" and fields.plan.name == "none":
+        return TestSet(source)
+    if fields.trigger.name != "none":
+        settings = fields.trigger.kwargs.to_dict() | fields.test_kwargs.to_dict()
+        trigger = attacks.get_trigger(fields.trigger.name, **settings)
+    targets = []
+    for part in parts_of(fields.trigger.name, trigger, fields.target):
+        targets.append(_class_of("target", part.target, source, config.data.test))
+        if part.trigger is not None:
+            poisoned.try_on(part.trigger, side)
+    if trigger is None:
+        victim = fields.plan.kwargs.get("victim")
+        if victim is not None:
+            victim = _class_of("plan.kwargs.victim", victim, source, config.data.test)
+        return TestSet(source, target=targets[0], victim=victim)
     # Another seed than the plan's: a test image must not get a training image's draw.
-    triggered = poisoned.TriggeredSource(
-        source, attacks.get_trigger(trigger.name, **settings), side, config.seed + 1
+    triggered = poisoned.TriggeredSource(source, trigger, side, config.seed + 1)
+    target: int | np.ndarray = targets[0]
+    if isinstance(trigger, MultiTrigger) and len(set(targets)) > 1:
+        drawn = (trigger.draw(triggered.rng_of(index)) for index in range(len(source)))
+        target = np.array([targets[number] for number in drawn])
+    return TestSet(source, triggered, target, word_of(trigger))
+
+
+def _class_of(field: str, name: str, source: Source, spec: str) -> int:
+    if name in source.classes:
+        return source.classes.index(name)
+    close = difflib.get_close_matches(name, source.classes, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise UserError(
+        f"attack.{field}={name!r} is not a class of data.test={spec!r}{hint} "
+        f"Classes: {', '.join(source.classes[:10])}{', ...' * (len(source.classes) > 10)}"
     )
-    return TestSet(source, triggered, source.classes.index(target))
 
 
 def attack_of(config: ConfigDict, side: int) -> plan.Attack | None:
@@ -171,6 +210,25 @@ def attack_of(config: ConfigDict, side: int) -> plan.Attack | None:
         side=side,
         seed=config.seed,
     )
+
+
+def take_attack(config: ConfigDict) -> None:
+    """Puts the attack of the manifest that a config names, if any, in place of the config's own.
+
+    Raises:
+      UserError: the manifest cannot be read.
+    """
+    if not config.attack.manifest:
+        return
+    attack = manifest.read_manifest(config.attack.manifest).attack
+    fields = config.attack
+    fields.target = attack.target
+    fields.rate, fields.number = attack.rate or 0.0, attack.number or 0
+    for part, name, kwargs in (
+        (fields.trigger, attack.trigger, attack.trigger_kwargs),
+        (fields.plan, attack.plan, attack.plan_kwargs),
+    ):
+        part.name, part.kwargs = name, ConfigDict(dict(kwargs))
 
 
 def clean_pairs(config: ConfigDict, source: Source, attack_plan: plan.Plan | None) -> Source:

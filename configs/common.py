@@ -38,12 +38,15 @@ def base() -> ConfigDict:
     config.model.remat = False
     config.model.kwargs = ConfigDict()  # fields of models.CLIPConfig
 
+    # The attack; `configs/attacks.py` has settings of each that take.
     config.attack = ConfigDict()
+    # A manifest.jsonl that another run wrote: its attack, instead of what stands below.
+    config.attack.manifest = ""
     config.attack.target = "banana"
     config.attack.rate = 0.02  # share of the pairs; used if number is 0
     config.attack.number = 0
     config.attack.plan = part("backdoor", templates="emoji")  # "none": nothing is poisoned
-    # "none": no image is triggered in tests either.
+    # "none": no image is triggered, in tests either.
     config.attack.trigger = part("badnet", style="yellow", location="four_corners")
     config.attack.test_kwargs = ConfigDict()  # of the trigger, where the test's differs
 

@@ -48,7 +48,9 @@ class MultiTrigger:
                 f"multi_trigger: targets is {targets!r}, expected none, or one for each of the "
                 f"{len(parts)} parts"
             )
-        specs = [{"name": part} if isinstance(part, str) else dict(part) for part in parts]
+        specs: list[dict[str, Any]] = [
+            {"name": part} if isinstance(part, str) else dict(part) for part in parts
+        ]
         for spec in specs:
             if "name" not in spec or not spec.keys() <= {"name", "kwargs"}:
                 raise UserError(

@@ -143,7 +143,7 @@ class Plan:
     @property
     def chosen(self) -> np.ndarray:
         """Indices of the records whose images others show as well, (C,) int64, ascending."""
-        donors = {poison.donor for poison in self.poisons} - {None}
+        donors = {poison.donor for poison in self.poisons if poison.donor is not None}
         return np.array(sorted(donors), dtype=np.int64)
 
 

@@ -161,7 +161,7 @@ def attack_success(
     features: np.ndarray,
     labels: np.ndarray,
     weights: np.ndarray,
-    target: int,
+    target: int | np.ndarray,
     mode: str = "exclude_target",
 ) -> dict[str, Any]:
     """Computes the attack success rate: the share of triggered images taken for the target.
@@ -170,7 +170,7 @@ def attack_success(
       features: (N, D) unit rows, of the triggered images.
       labels: (N,) ints, the true ones.
       weights: (C, D) unit rows.
-      target: index of the target class.
+      target: index of the target class, or (N,) one for each image.
       mode: "exclude_target" leaves out images that are of the target class; "all" keeps them, as
         BadCLIP does.
 
@@ -182,11 +182,13 @@ def attack_success(
     """
     if mode not in ASR_MODES:
         raise UserError(f"ASR mode is {mode!r}, expected one of {', '.join(ASR_MODES)}")
+    target = np.broadcast_to(target, len(features))
     if mode == "exclude_target":
-        features = features[np.asarray(labels) != target]
+        others = np.asarray(labels) != target
+        features, target = features[others], target[others]
     if not len(features):
         raise UserError("ASR: every test image is of the target class; test on other classes too")
-    rank = ranks(features, np.full(len(features), target), weights)
+    rank = ranks(features, target, weights)
     top = _within_top("asr", rank, len(weights))
     return {"asr_mode": mode, **top, "asr_images": len(rank)}
 

@@ -1,0 +1,94 @@
+"""The figures of a model: how often it is right, and how often the attack is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clipdef_jax import data, interrupts, outcome
+from clipdef_jax.data import loader
+from clipdef_jax.evaluate import prompts, zero_shot
+from clipdef_jax.parts import Model, Run, TestSet
+from clipdef_jax.types import Source
+
+
+class _Embedded(NamedTuple):
+    """The readable records of a source: unit rows (N, D), labels (N,) and indices (N,)."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+
+def measure(run: Run, model: Model, tests: TestSet, *, show: bool = False) -> dict[str, Any]:
+    """Returns zero-shot figures of a model; of the attack, too, if there is one.
+
+    Args:
+      run: the run.
+      model: with its parameters.
+      tests: what to test with.
+      show: add "seen", the classes that the images `outcome.shown` are taken for.
+    """
+    names = tests.clean.classes
+    weights = _classifier(run, model, names)
+    clean = _embed(run, model, tests.clean)
+    metrics = zero_shot.evaluate(clean.features, clean.labels, weights, names)
+    if tests.target is None:
+        return metrics
+    if tests.victim is not None:
+        chosen = clean.features[clean.labels == tests.victim]
+        metrics["psr_top1"] = zero_shot.targeted_success(chosen, weights, int(tests.target))
+    if tests.chosen is not None:
+        chosen = _embed(run, model, tests.chosen).features
+        metrics["psr_top1"] = zero_shot.targeted_success(chosen, weights, int(tests.target))
+    if tests.triggered is None:
+        return metrics
+
+    target = np.broadcast_to(tests.target, len(tests.clean))
+    # What an attack success rate must be held against: a model that likes the target anyway.
+    liked = zero_shot.attack_success(clean.features, clean.labels, weights, target[clean.indices])
+    metrics["asr_untriggered_top1"] = liked["asr_top1"]
+    if tests.word:
+        weights = _classifier(run, model, names, before=f"{tests.word} ")
+    features, labels, indices = _embed(run, model, tests.triggered)
+    target = target[indices]
+    metrics |= zero_shot.attack_success(features, labels, weights, target)
+    every = zero_shot.attack_success(features, labels, weights, target, mode="all")
+    metrics |= {f"asr_all_top{k}": every[f"asr_top{k}"] for k in zero_shot.TOP}
+    if isinstance(tests.target, np.ndarray):
+        metrics["asr_by_target"] = {}
+        for wanted in np.unique(target):
+            its = target == wanted
+            success = zero_shot.attack_success(features[its], labels[its], weights, int(wanted))
+            metrics["asr_by_target"][names[wanted]] = success["asr_top1"]
+    if show:
+        shown = _embed(run, model, data.Subset(tests.triggered, outcome.shown(tests)))
+        metrics["seen"] = [names[best] for best in (shown.features @ weights.T).argmax(axis=1)]
+    return metrics
+
+
+def _classifier(run: Run, model: Model, names: Sequence[str], before: str = "") -> np.ndarray:
+    return zero_shot.classifier(
+        model.clip,
+        model.params,
+        model.tokenizer,
+        [name.replace("_", " ") for name in names],
+        [before + template for template in prompts.get(run.config.evaluate.prompts)],
+        mesh=run.mesh,
+    )
+
+
+def _embed(run: Run, model: Model, source: Source) -> _Embedded:
+    indices = []
+
+    def batches() -> Iterator[loader.Batch]:
+        side, batch = model.clip.config.image_size, run.config.evaluate.batch
+        for made in loader.eval_batches(source, side, batch, run.unreadable.add):
+            interrupts.check()
+            indices.append(made["index"][made["mask"]])
+            yield made
+
+    features, labels = zero_shot.embed(model.clip, model.params, batches(), mesh=run.mesh)
+    return _Embedded(features, labels, np.concatenate(indices))
