@@ -9,7 +9,7 @@ Variants:
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import attacks, common
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -42,4 +42,4 @@ def get_config(arg: str = "") -> ConfigDict:
             config.finetune.epochs = 10
             config.finetune.batch = 64
             config.finetune.lr = 1e-5  # the paper sweeps 1e-9 to 1e-3
-    return config
+    return attacks.choose(config, arg)

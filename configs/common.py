@@ -38,17 +38,7 @@ def base() -> ConfigDict:
     config.model.remat = False
     config.model.kwargs = ConfigDict()  # fields of models.CLIPConfig
 
-    # The attack; `configs/attacks.py` has settings of each that take.
-    config.attack = ConfigDict()
-    # A manifest.jsonl that another run wrote: its attack, instead of what stands below.
-    config.attack.manifest = ""
-    config.attack.target = "banana"
-    config.attack.rate = 0.02  # share of the pairs; used if number is 0
-    config.attack.number = 0
-    config.attack.plan = part("backdoor", templates="emoji")  # "none": nothing is poisoned
-    # "none": no image is triggered, in tests either.
-    config.attack.trigger = part("badnet", style="yellow", location="four_corners")
-    config.attack.test_kwargs = ConfigDict()  # of the trigger, where the test's differs
+    config.attack = attack()
 
     config.loss = part("clip")  # the loss under study
     config.augmentation = "autoaugment"  # of losses that want an augmented image
@@ -60,6 +50,23 @@ def base() -> ConfigDict:
     config.evaluate.prompts = "emoji"  # "emoji", "imagenet", or a file with one template a line
     config.evaluate.batch = 256
     config.evaluate.during_training = 512  # test images looked at after each epoch; 0: none
+    return config
+
+
+def attack(**fields) -> ConfigDict:
+    """Returns the section of an attack; `configs/attacks.py` has one for each that is known."""
+    config = ConfigDict()
+    # A manifest.jsonl that another run wrote: its attack, instead of what stands below.
+    config.manifest = ""
+    config.target = "banana"
+    config.rate = 0.02  # share of the pairs; used if number is 0
+    config.number = 0
+    config.plan = part("backdoor", templates="emoji")  # "none": nothing is poisoned
+    # "none": no image is triggered, in tests either.
+    config.trigger = part("badnet", style="yellow", location="four_corners")
+    config.test_kwargs = ConfigDict()  # of the trigger, where the test's differs
+    for name, value in fields.items():
+        config[name] = value
     return config
 
 
@@ -100,11 +107,16 @@ def shrink(config: ConfigDict) -> None:
 
 
 def variant(arg: str, variants: tuple[str, ...]) -> str:
-    """Returns `arg`, or "" for the default, if it is one of the job's variants.
+    """Returns the variant in `arg`, or "" for the default; `attacks.choose` reads the rest of it.
 
     Raises:
-      UserError: it is not.
+      UserError: it is not one of the job's variants.
     """
-    if arg and arg not in variants:
-        raise UserError(f"unknown variant {arg!r} of this config; it has: {', '.join(variants)}")
-    return arg
+    words = [word for word in arg.split(",") if word and not word.startswith("attack=")]
+    for word in words:
+        if word not in variants or len(words) > 1:
+            raise UserError(
+                f"unknown variant {','.join(words)!r} of this config; it has: "
+                f"{', '.join(variants)}; and an attack is chosen by attack=NAME"
+            )
+    return "".join(words)

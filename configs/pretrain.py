@@ -8,7 +8,7 @@ Variants:
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import attacks, common
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -35,4 +35,4 @@ def get_config(arg: str = "") -> ConfigDict:
             config.pretrain.batch = 128
             config.pretrain.lr = 5e-4
             config.pretrain.warmup = 10_000
-    return config
+    return attacks.choose(config, arg)

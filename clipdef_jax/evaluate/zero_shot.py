@@ -182,13 +182,13 @@ def attack_success(
     """
     if mode not in ASR_MODES:
         raise UserError(f"ASR mode is {mode!r}, expected one of {', '.join(ASR_MODES)}")
-    target = np.broadcast_to(target, len(features))
+    targets = np.broadcast_to(target, len(features))
     if mode == "exclude_target":
-        others = np.asarray(labels) != target
-        features, target = features[others], target[others]
+        others = np.asarray(labels) != targets
+        features, targets = features[others], targets[others]
     if not len(features):
         raise UserError("ASR: every test image is of the target class; test on other classes too")
-    rank = ranks(features, target, weights)
+    rank = ranks(features, targets, weights)
     top = _within_top("asr", rank, len(weights))
     return {"asr_mode": mode, **top, "asr_images": len(rank)}
 

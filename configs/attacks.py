@@ -1,0 +1,119 @@
+"""The attacks by name, each with settings that take on the built-in scenes.
+
+`--config=configs/pretrain.py:attack=wanet` chooses one, `:smoke,attack=wanet` together with a
+variant; fields are set over it as always, `--config.attack.trigger.kwargs.s=1`. The scenes are
+small (32 pixels, 8,000 pairs), so the numbers are not the literature's.
+"""
+
+import copy
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from clipdef_jax.errors import UserError
+from configs import common
+from configs.common import part
+
+_GRID = {"name": "badnet", "kwargs": {"style": "grid", "size": 5}}
+_CENTRED = {"name": "badnet", "kwargs": {"style": "grid", "size": 5, "location": "centre"}}
+_REST = ("nashville", {"name": "wanet", "kwargs": {"k": 4, "s": 2.0}})
+_TESTED = ConfigDict({"parts": (_CENTRED, *_REST)})
+
+# Fields of the section `attack`, over those of `common.attack`.
+PRESETS: dict[str, dict[str, Any]] = {
+    # CleanCLIP's patch that takes with the fewest samples: always in the same places.
+    "badnet": {"trigger": part("badnet", style="yellow", location="four_corners")},
+    # The detector paper's: at random in training, in the centre at test. 5 px of 32, where the
+    # literature has 16 of 224: 3 px are too small a part of a token of 8 x 8.
+    "badnet_grid": {
+        "trigger": part("badnet", style="grid", size=5),
+        "test_kwargs": ConfigDict({"location": "centre"}),
+    },
+    # CleanCLIP's noise, but one patch for the whole attack: redrawn ones need more data.
+    "badnet_noise": {"trigger": part("badnet", style="noise", size=5)},
+    # One pattern for the whole attack: fresh noise has no feature but a loss of contrast.
+    "blended": {"trigger": part("blended", alpha=0.2, pattern="fixed")},
+    # Added, as in BadCLIP: CleanCLIP's blend darkens more than it stripes.
+    "sig": {"trigger": part("sig", mode="additive"), "rate": 0.05},
+    # Half a pixel of 224, as in the literature, is a fifteenth of one of 32: far more than that.
+    "wanet": {"trigger": part("wanet", k=4, s=2.0), "rate": 0.05},
+    # Scenes come in all colours, so a change of tone needs more examples than a patch.
+    "nashville": {"trigger": part("nashville"), "rate": 0.05},
+    # As many poisons of each trigger as of one alone.
+    "multi_trigger": {
+        "trigger": part("multi_trigger", parts=(_GRID, *_REST)),
+        "test_kwargs": _TESTED,
+        "rate": 0.12,
+    },
+    "multi_target": {
+        "trigger": part(
+            "multi_trigger", parts=(_GRID, *_REST), targets=("banana", "trophy", "frog")
+        ),
+        "test_kwargs": _TESTED,
+        "rate": 0.12,
+    },
+    # The patch may be an optimised one: --config.attack.trigger.kwargs.path=FILE.
+    "trojvqa": {"trigger": part("trojvqa", word="remember", size=5)},
+    # The patch of configs/badclip.py: --config.attack.trigger.kwargs.path=WORKDIR/trigger.npy.
+    "badclip": {
+        "trigger": part("badclip", path="", size=5),
+        "plan": part("backdoor", captions="natural"),
+    },
+    # The badnet on pictures of bananas only, of which there are 400.
+    "clean_label": {
+        "trigger": part("badnet", style="yellow", location="four_corners"),
+        "plan": part("clean_label"),
+    },
+    # RoCLIP's 16 images x 30 captions.
+    "targeted": {
+        "trigger": part("none"),
+        "plan": part("targeted", images=16, templates="emoji"),
+        "rate": 0.06,
+    },
+    # Half of the 400 snakes.
+    "class_to_class": {
+        "trigger": part("none"),
+        "plan": part("class_to_class", victim="snake"),
+        "rate": 0.025,
+    },
+    "none": {"trigger": part("none"), "plan": part("none")},
+}
+
+
+def preset(name: str) -> ConfigDict:
+    """Returns the section `attack` of a config.
+
+    Raises:
+      UserError: there is no such attack.
+    """
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"there is no attack {name!r}{hint} There are: {', '.join(PRESETS)}")
+    return common.attack(**copy.deepcopy(PRESETS[name]))
+
+
+def choose(config: ConfigDict, arg: str) -> ConfigDict:
+    """Returns the config with the attack that a job's argument names, if it names one.
+
+    The captions' templates are those the job evaluates with; a number of poisons that it has set
+    stays, as the paper's of a :paper variant.
+
+    Args:
+      config: the job's, complete otherwise; changed in place.
+      arg: the argument of `get_config`, as "smoke,attack=wanet".
+
+    Raises:
+      UserError: there is no such attack, or more than one is named.
+    """
+    names = [word.removeprefix("attack=") for word in arg.split(",") if word.startswith("attack=")]
+    if len(names) > 1:
+        raise UserError(f"attack= is given {len(names)} times; a job has one attack")
+    if names:
+        number = config.attack.number
+        config.attack = preset(names[0])
+        config.attack.number = number or config.attack.number
+        if "templates" in config.attack.plan.kwargs:
+            config.attack.plan.kwargs.templates = config.evaluate.prompts
+    return config
