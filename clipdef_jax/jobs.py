@@ -33,7 +33,8 @@ def config_argument(argv: Sequence[str]) -> str:
     """
     match = re.search(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv))
     known = sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
-    jobs = ", ".join(path for path in known if not path.endswith(("common.py", "__init__.py")))
+    shared = ("__init__.py", "attacks.py", "common.py")
+    jobs = ", ".join(path for path in known if not path.endswith(shared))
     if match is None:
         raise UserError(f"which job? Give --config=FILE, one of: {jobs or 'your own'}")
     file = match[1].partition(":")[0]
