@@ -97,7 +97,9 @@ def cells_of(config: ConfigDict) -> Iterator[Cell]:
     defences = _chosen("defences", config.study.defences, config.defences)
     for seed in config.study.seeds:
         for attack in attacks:
-            for defence in (UNDEFENDED, *defences):
+            # Without poison there is nothing to defend against.
+            poisoned = config.attacks[attack].attack.plan.name != "none"
+            for defence in (UNDEFENDED, *defences * poisoned):
                 yield Cell(attack, defence, int(seed))
 
 
@@ -117,8 +119,7 @@ def config_of(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> ConfigDi
     defence = config.defences[cell.defence]
     if "finetune" in defence:
         undefended = dataclasses.replace(cell, defence=UNDEFENDED).folder
-        model = "pretrained" if fields.attack.plan.name == "none" else "poisoned"
-        fields.init = str(workdir / undefended / model / "model")
+        fields.init = str(workdir / undefended / "poisoned" / "model")
         del fields.pretrain
         fields.attack.plan = ConfigDict({"name": "none", "kwargs": {}})
     _replace(fields, defence)
@@ -134,7 +135,7 @@ def _replace(fields: ConfigDict, section: ConfigDict) -> None:
 
 def _chosen(kind: str, names: Any, known: ConfigDict) -> list[str]:
     """Returns the chosen names; from a command line they come as one string with commas."""
-    chosen = [part for name in names for part in str(name).split(",") if part] or list(known)
+    chosen = [part for name in names for part in str(name).split(",") if part]
     for name in chosen:
         if name not in known:
             raise UserError(

@@ -35,7 +35,9 @@ def aggregate(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     table = []
     for (attack, defence), group in groups.items():
         line: dict[str, Any] = {"attack": attack, "defence": defence}
-        line |= {"seeds": [row["seed"] for row in group], "poisons": group[0]["poisons"]}
+        # A repair's own data are clean.
+        poisons = max(row["poisons"] for row in rows if row["attack"] == attack)
+        line |= {"seeds": [row["seed"] for row in group], "poisons": poisons}
         for name in _FIGURES:
             each = [value for row in group if (value := measured(row, name)) is not None]
             if each:

@@ -1,0 +1,48 @@
+"""Every attack against every defence, seed by seed, in one table and one figure.
+
+  python -m clipdef_jax.main --config=configs/study.py --config.study.attacks=badnet,wanet \\
+      --config.study.defences=cleanclip --config.study.seeds=0,1
+
+Each cell is a run in a folder of its own, ATTACK/seedN/DEFENCE: what is complete is not run again,
+so a study may be stopped at any time, and may grow.
+
+Variants:
+  (default)  the attacks and defences below, three seeds; hours on two CPU cores.
+  :attacks   the attacks alone, undefended; about an hour and a half on two CPU cores.
+  :smoke     two attacks, one defence and one seed, too small to mean anything.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import attacks, common, defences
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config of the job."""
+    config = common.base()
+    config.job = "clipdef_jax.study:run"
+    config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
+    config.evaluate.during_training = 0
+    # What there is to choose from; what stands here goes over the fields above.
+    config.attacks = ConfigDict(
+        {name: {"attack": attacks.preset(name)} for name in attacks.PRESETS}
+    )
+    config.defences = ConfigDict(defences.PRESETS)
+    config.study = ConfigDict()
+    # "none" is the model without poison. BadCLIP is not among them: it needs its patch's file.
+    config.study.attacks = tuple(name for name in attacks.PRESETS if name != "badclip")
+    config.study.defences = tuple(defences.PRESETS)
+    config.study.seeds = (0, 1, 2)
+    match common.variant(arg, ("attacks", "smoke")):
+        case "attacks":
+            config.study.defences = ()
+        case "smoke":
+            common.shrink(config)
+            config.study.attacks = ("none", "badnet")
+            config.study.defences = ("finetuned",)
+            config.study.seeds = (0,)
+            for name in config.defences:
+                for section in ("pretrain", "finetune"):
+                    if section in config.defences[name]:
+                        config.defences[name][section].epochs = 1
+    return config
