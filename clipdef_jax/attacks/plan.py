@@ -160,9 +160,9 @@ def make_plan(source: Source, attack: Attack) -> Plan:
     strategy = plugins.build("plan", attack.plan, attacks.PLANS, attack.plan_kwargs)
     parts = attack.parts()
     _check_trigger(strategy, attack)
-    labels = [_label("target", part.target, source.classes) for part in parts]
+    labels = [label_of("target", part.target, source.classes) for part in parts]
     victim = getattr(strategy, "victim", None)
-    victim_label = _label("victim", victim, source.classes) if victim else None
+    victim_label = label_of("victim", victim, source.classes) if victim else None
     number = attack.poisons_of(len(source))
     rng = np.random.default_rng(attack.seed)
     poisons: dict[int, Poison] = {}
@@ -268,7 +268,17 @@ def _poison(hit: Hit, uid: str, attack: Attack, number_of_part: int, part: Part)
     )
 
 
-def _label(field: str, name: str, classes: Sequence[str]) -> int | None:
+def label_of(field: str, name: str, classes: Sequence[str]) -> int | None:
+    """Returns the label of the class `name`, in any case; None where there are no classes.
+
+    Args:
+      field: what names it, for messages.
+      name: of the class.
+      classes: of a source.
+
+    Raises:
+      UserError: there are classes, and it is none of them.
+    """
     if not classes:
         return None
     names = [name.casefold() for name in classes]

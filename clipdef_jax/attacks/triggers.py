@@ -91,7 +91,7 @@ class BadNet:
         Raises:
           UserError: the patch is larger than the image.
         """
-        return _place("badnet", self.size, self.location, shape, rng)
+        return place("badnet", self.size, self.location, shape, rng)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns `image` with the patch on it.
@@ -157,7 +157,7 @@ class SavedPatch:
         Raises:
           UserError: the patch is larger than the image.
         """
-        return _place("badclip", self.size, self.location, shape, rng)
+        return place("badclip", self.size, self.location, shape, rng)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 `image` (H, W, 3) with the patch on it.
@@ -213,22 +213,29 @@ class TrojVQA:
 _CORNERS = {"top_left": (0, 0), "top_right": (0, 1), "bottom_left": (1, 0), "bottom_right": (1, 1)}
 
 
-def patch_size(size: int | None, side: int) -> int:
-    """Returns `size`, or for None the literature's share of an image's `side`, both in pixels."""
-    return size or max(MIN_PATCH, round(PATCH_SHARE * side))
-
-
 def _check_place(owner: str, size: int | None, location: str) -> None:
     one_of(owner, "location", location, ("random", "four_corners", *_CORNERS, "centre"))
     if size is not None and size < 1:
         raise UserError(f"{owner}: size is {size}, expected at least 1 pixel, or None")
 
 
-def _place(
+def place(
     owner: str, size: int | None, location: str, shape: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[Box, ...]:
+    """Returns the boxes of a square patch.
+
+    Args:
+      owner: the trigger, for messages.
+      size: as of `BadNet`.
+      location: as of `BadNet`.
+      shape: of the image, (H, W, 3).
+      rng: for a random location; the one thing drawn from it.
+
+    Raises:
+      UserError: the patch is larger than the image.
+    """
     height, width = shape[:2]
-    size = patch_size(size, min(height, width))
+    size = size or max(MIN_PATCH, round(PATCH_SHARE * min(height, width)))
     if size > min(height, width):
         raise UserError(
             f"{owner}: the patch is {size} px, larger than the image of {width} x {height} px; "
