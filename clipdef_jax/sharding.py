@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,27 @@ def make_mesh(fsdp: int = 1) -> Mesh:
             f"use one of {[n for n in range(1, devices + 1) if devices % n == 0]}"
         )
     return jax.make_mesh((devices // fsdp, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_axes() -> tuple[str, ...]:
+    """Returns the axes that split the batch on the mesh entered with `jax.set_mesh`.
+
+    Axes of one device are left out, so there is none where there is nothing to split.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
+
+
+def batch_spec() -> PartitionSpec:
+    """Returns the partition of an array that is split like the batch on the mesh entered."""
+    axes = batch_axes()
+    return PartitionSpec(axes) if axes else PartitionSpec()
+
+
+def batch_devices() -> int:
+    """Returns the number of devices that share a batch on the mesh entered."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in batch_axes())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

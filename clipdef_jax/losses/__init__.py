@@ -10,6 +10,7 @@ from clipdef_jax.types import Loss
 BUILTIN = {
     "clip": "clipdef_jax.losses.clip:Clip",
     "cleanclip": "clipdef_jax.losses.cleanclip:CleanClip",
+    "roclip": "clipdef_jax.losses.roclip:RoClip",
 }
 
 

@@ -15,7 +15,6 @@ Dimensions: B the global batch, b one device's share of it, T tiles of t rows ea
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -24,8 +23,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
+from clipdef_jax import sharding
 from clipdef_jax.errors import UserError
-from clipdef_jax.sharding import BATCH_AXES
 
 # Most rows and columns of logits at once: 16 MB in float32. On a CPU 256 to 2,048 are equally fast.
 TILE = 2048
@@ -138,10 +137,9 @@ def logsumexp_negatives(
       UserError: the devices of the mesh cannot share the batch.
     """
     batch = queries_BxD.shape[0]
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
+    axes = sharding.batch_axes()
     if axes:
-        devices = math.prod(mesh.shape[axis] for axis in axes)
+        devices = sharding.batch_devices()
         if batch % devices:
             raise UserError(
                 f"a batch of {batch} cannot be shared by the {devices} devices of mesh axes "

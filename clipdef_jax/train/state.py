@@ -72,6 +72,9 @@ def create(
             rng=jax.random.key_data(run_rng),
         )
 
-    abstract = jax.eval_shape(init, params)
-    placed = sharding.by_rules(mesh, rules, abstract)
-    return jax.jit(init, out_shardings=placed)(params)
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(init, params)
+        # A loss's pools of embeddings are split as the batches that are written to them.
+        pools = (r"^loss_state/\w*pool$", sharding.batch_spec())
+        placed = sharding.by_rules(mesh, (pools, *rules), abstract)
+        return jax.jit(init, out_shardings=placed)(params)
