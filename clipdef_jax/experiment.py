@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import clipdef_jax
-from clipdef_jax import augment, losses, models, outcome, parts, sharding
+from clipdef_jax import augment, losses, models, outcome, parts, processes, sharding
 from clipdef_jax.attacks import manifest, plan
 from clipdef_jax.attacks.poisoned import PoisonedSource
 from clipdef_jax.data import loader, memory
@@ -31,6 +32,8 @@ from clipdef_jax.types import Loss, Source
 def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str, Any]:
     """Runs the job to its report, skipping the stages that are complete.
 
+    With several processes all call this, and share the work directory.
+
     Args:
       config: a job; see `configs/common.py`.
       workdir: the run's folder.
@@ -44,7 +47,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
       Interrupted: the run was asked to stop; what was done is saved.
     """
     mesh = sharding.make_mesh(config.mesh.fsdp)
-    job = Run(config, workdir, mesh, loader.UnreadableList(workdir / "unreadable.csv"))
+    job = Run(config, workdir, mesh, parts.unreadable_list(workdir))
     with jax.set_mesh(mesh):
         return _run(job, command)
 
@@ -58,7 +61,7 @@ def _run(job: Run, command: str) -> dict[str, Any]:
     parts.take_attack(config)
     if not config.init and "pretrain" not in config:
         raise UserError("this job repairs a trained CLIP: give its path as --config.init=PATH")
-    given = parts.load_model(config, config.init) if config.init else None
+    given = parts.load_model(job, config.init) if config.init else None
     clip = given.clip if given else parts.new_clip(config)
     side = clip.config.image_size
     loss = parts.loss_of(config)
@@ -102,15 +105,17 @@ def _run(job: Run, command: str) -> dict[str, Any]:
             )
             description = f"fine-tuned on {len(kept):,} clean pairs"
             results.append(_evaluate(job, name, description, tuned, tests, seconds))
-    return outcome.conclude(
-        job,
-        results,
-        clean=clean,
-        poisoned=pairs,
-        tests=tests,
-        attack_plan=attack_plan,
-        seconds=seconds,
-        command=command,
+    return processes.on_first(
+        lambda: outcome.conclude(
+            job,
+            results,
+            clean=clean,
+            poisoned=pairs,
+            tests=tests,
+            attack_plan=attack_plan,
+            seconds=seconds,
+            command=command,
+        )
     )
 
 
@@ -122,7 +127,7 @@ def _poison(job: Run, source: Source, attack: plan.Attack, seconds: dict[str, fl
         manifest.write_manifest(path, made)
         return {}
 
-    result, done = run_stage(path.parent, body)
+    result, done = run_stage(path.parent, body, alone=True)
     seconds["poison"] = result["seconds"]
     made = manifest.read_manifest(path)
     manifest.check_source(made, source)
@@ -166,14 +171,17 @@ def _train(
             recipe,
             augment=augment.get(config.augmentation),
             mesh=job.mesh,
+            rules=job.rules,
             params=start.params,
             workers=config.data.workers,
             title=name,
             unreadable=job.unreadable,
             on_epoch=on_epoch if peek else None,
         )
-        models.save(folder / "model", start.clip, jax.device_get(params))
-        start.tokenizer.save(folder / "model")
+        whole = multihost_utils.process_allgather(params, tiled=True)
+        if processes.is_first():
+            models.save(folder / "model", start.clip, whole)
+            start.tokenizer.save(folder / "model")
         return {"steps": recipe.epochs * loader.steps_per_epoch(source, recipe.batch)}
 
     _heading(
@@ -184,7 +192,7 @@ def _train(
     )
     result, _ = run_stage(folder, body)
     seconds[f"train {name}"] = result["seconds"]
-    return parts.load_model(config, str(folder / "model"))
+    return parts.load_model(job, str(folder / "model"))
 
 
 def _evaluate(

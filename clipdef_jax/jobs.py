@@ -16,11 +16,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from clipdef_jax import processes
 from clipdef_jax.errors import UserError
 
 # Fields that change how fast a run goes, not what it gives: a resumed run may change them.
 _FREE = re.compile(
-    r"^(data\.workers|data\.in_memory|.*\.checkpoint_minutes|evaluate\.batch"
+    r"^(data\.workers|data\.in_memory|.*\.checkpoint_minutes|evaluate\.batch|mesh\..*"
     r"|(study|attacks|defences)\..*)$"
 )
 
@@ -101,6 +102,8 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathlib.Path:
     """Makes the work directory, or opens it if it is one of the same config.
 
+    The first process does it for all.
+
     Args:
       path: the folder; None: one under workdir/ named by the job and its fields.
       argument: the value of `--config`.
@@ -109,6 +112,10 @@ def open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathlib
     Raises:
       UserError: the folder holds something else.
     """
+    return pathlib.Path(processes.on_first(lambda: str(_open_workdir(path, argument, config))))
+
+
+def _open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathlib.Path:
     fields = json.loads(json.dumps(config.to_dict()))
     fixed = {name: value for name, value in flatten(fields) if not _FREE.match(name)}
     if path is None:
@@ -149,29 +156,41 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def run_stage(
-    folder: pathlib.Path, body: Callable[[], dict[str, Any]]
+    folder: pathlib.Path, body: Callable[[], dict[str, Any]], *, alone: bool = False
 ) -> tuple[dict[str, Any], bool]:
     """Runs a stage unless it is complete; its result is kept in `folder/stage.json`.
 
     Args:
       folder: where the stage leaves its files; made if missing.
-      body: does the work, from where an interrupted run left it, and returns a JSON result.
+      body: does the work, from where an interrupted run left it, and returns a JSON result, which
+        every process gets as the first one has it.
+      alone: the first process runs the body while the others wait; else they all run it.
 
     Returns:
       The result with "seconds", summed over the interrupted attempts, and whether it was there.
+      An attempt that was killed is not counted: nothing of it is left to tell its length.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "stage.json"
-    if record.exists():
-        return json.loads(record.read_text(encoding="utf-8")), True
-    spent = folder / "seconds.json"
+    record, spent = folder / "stage.json", folder / "seconds.json"
+    found = processes.on_first(lambda: _open_stage(folder, record))
+    if found is not None:
+        return found, True
     before = json.loads(spent.read_text()) if spent.exists() else 0.0
     began = time.monotonic()
     try:
-        result = body()
+        result = processes.on_first(body) if alone else body()
     except BaseException:
-        write_json(spent, before + time.monotonic() - began)
+        if processes.is_first():
+            write_json(spent, before + time.monotonic() - began)
         raise
-    result["seconds"] = round(before + time.monotonic() - began, 2)
-    write_json(record, result)
-    return result, False
+
+    def close() -> dict[str, Any]:
+        timed = result | {"seconds": round(before + time.monotonic() - began, 2)}
+        write_json(record, timed)
+        return timed
+
+    return processes.on_first(close), False
+
+
+def _open_stage(folder: pathlib.Path, record: pathlib.Path) -> dict[str, Any] | None:
+    folder.mkdir(parents=True, exist_ok=True)
+    return json.loads(record.read_text(encoding="utf-8")) if record.exists() else None

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from clipdef_jax import interrupts, jobs, plugins
+from clipdef_jax import distributed, interrupts, jobs, plugins
 from clipdef_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -32,6 +32,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run's files go; default: a folder of workdir/ named by the config."
 )
+flags.adopt_module_key_flags(distributed)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -54,12 +55,11 @@ def main(argv: Sequence[str]) -> None:
         overrides = list(config_flags.get_override_values(flag))
         jobs.check_overrides(pristine, overrides)
         jobs.drop_stale_kwargs(config, pristine, overrides)
-        workdir = jobs.open_workdir(_WORKDIR.value, argument, config)
-
         # jax starts only here, once the flags are known to be right.
-        job = plugins.resolve("job", config.job, {})
+        distributed.start()
+        workdir = jobs.open_workdir(_WORKDIR.value, argument, config)
         command = shlex.join(["python", "-m", "clipdef_jax.main", *sys.argv[1:]])
-        job(config, workdir, command=command)
+        plugins.resolve("job", config.job, {})(config, workdir, command=command)
 
 
 @contextlib.contextmanager
@@ -68,11 +68,11 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        distributed.leave(2)
     except interrupts.Interrupted as stop:
         name = signal.Signals(stop.signum).name
         print(f"\nstopped by {name}; give the same command again to go on", file=sys.stderr)
-        sys.exit(128 + stop.signum)
+        distributed.leave(128 + stop.signum)
 
 
 if __name__ == "__main__":

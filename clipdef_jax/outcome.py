@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from rich.markup import escape
 
-from clipdef_jax import report
+from clipdef_jax import parts, report
 from clipdef_jax.attacks import plan
 from clipdef_jax.data import decode
 from clipdef_jax.errors import BadRecord
@@ -37,7 +37,7 @@ def conclude(
     seconds: dict[str, float],
     command: str,
 ) -> dict[str, Any]:
-    """Writes the summary and the report, and prints the table.
+    """Writes the summary and the report, and prints the table: the first process does.
 
     Args:
       run: the run.
@@ -52,6 +52,7 @@ def conclude(
     Returns:
       The summary.
     """
+    parts.gather_unreadable(run)
     config = run.config.to_dict()
     seen = {row["model"]: row.pop("seen", []) for row in results}
     summary = {
@@ -65,28 +66,27 @@ def conclude(
     notes = list(attack_plan.notes) if attack_plan else []
     if len(run.unreadable):
         notes.append(f"{len(run.unreadable)} unreadable records skipped, listed in unreadable.csv")
-    if jax.process_index() == 0:
-        write_json(run.workdir / "summary.json", summary)
-        contents = report.Report(
-            title=_title(run, attack_plan),
-            subtitle=f"{config['data']['train']}, {config['model']['name']}, seed {config['seed']}",
-            results=results,
-            curves={name: metrics.read(run.workdir / name / "metrics.jsonl") for name in seen},
-            samples=_samples(clean, poisoned, attack_plan),
-            triggered=_triggered(tests, seen),
-            attack=_facts(config["attack"], attack_plan),
-            notes=notes,
-            seconds=seconds,
-            config=json.dumps(config, indent=2, ensure_ascii=False),
-            versions=summary["versions"],
-            command=command,
-        )
-        report.write(run.workdir / "report.html", contents)
-        console.print(report.table(results))
-        for note in notes:
-            console.print(f"[yellow]note:[/yellow] {escape(note)}")
-        total = duration(summary["seconds"]["total"])
-        console.print(f"report: {run.workdir / 'report.html'}  ({total} in all)")
+    write_json(run.workdir / "summary.json", summary)
+    contents = report.Report(
+        title=_title(run, attack_plan),
+        subtitle=f"{config['data']['train']}, {config['model']['name']}, seed {config['seed']}",
+        results=results,
+        curves={name: metrics.read(run.workdir / name / "metrics.jsonl") for name in seen},
+        samples=_samples(clean, poisoned, attack_plan),
+        triggered=_triggered(tests, seen),
+        attack=_facts(config["attack"], attack_plan),
+        notes=notes,
+        seconds=seconds,
+        config=json.dumps(config, indent=2, ensure_ascii=False),
+        versions=summary["versions"],
+        command=command,
+    )
+    report.write(run.workdir / "report.html", contents)
+    console.print(report.table(results))
+    for note in notes:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}")
+    total = duration(summary["seconds"]["total"])
+    console.print(f"report: {run.workdir / 'report.html'}  ({total} in all)")
     return summary
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
 import pathlib
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from clipdef_jax import attacks, data, losses, models
+from clipdef_jax import attacks, data, losses, models, processes, sharding
 from clipdef_jax.attacks import manifest, plan, poisoned
 from clipdef_jax.attacks.multi_trigger import MultiTrigger, parts_of
 from clipdef_jax.attacks.triggers import word_of
@@ -20,7 +21,7 @@ from clipdef_jax.data import loader, memory, tokenizer
 from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.jobs import run_stage
 from clipdef_jax.models.clip import CLIP
-from clipdef_jax.train import loop
+from clipdef_jax.train import loop, placement
 from clipdef_jax.types import Loss, Source
 
 
@@ -39,6 +40,11 @@ class Run:
     workdir: pathlib.Path
     mesh: jax.sharding.Mesh
     unreadable: loader.UnreadableList
+
+    @property
+    def rules(self) -> sharding.Rules:
+        """Where the arrays of a training state are; see `placement`."""
+        return placement.rules_of(self.config.mesh.fsdp)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +98,11 @@ def new_clip(config: ConfigDict, **fields: Any) -> CLIP:
     )
 
 
-def load_model(config: ConfigDict, path: str) -> Model:
+def load_model(run: Run, path: str) -> Model:
     """Reads a checkpoint and the tokenizer beside it, or the one of `data.tokenizer`."""
+    config = run.config
     clip, params = models.load(path)
+    params = sharding.place(run.mesh, run.rules, {"params": params})["params"]
     clip = dataclasses.replace(clip, dtype=config.model.dtype, remat=config.model.remat)
     where = config.data.tokenizer or path
     return Model(clip, params, tokenizer.load(where, clip.config.context_length))
@@ -122,8 +130,25 @@ def new_tokenizer(run: Run, source: Source, context_length: int) -> tokenizer.To
         trained.save(folder)
         return {"vocab_size": trained.vocab_size}
 
-    run_stage(folder, train)
+    run_stage(folder, train, alone=True)
     return tokenizer.load(folder, context_length)
+
+
+def unreadable_list(workdir: pathlib.Path) -> loader.UnreadableList:
+    """Returns this process's list of bad records; `gather_unreadable` makes one of all."""
+    name = "unreadable.csv"
+    if not processes.is_first():
+        name = f"unreadable.{jax.process_index()}.csv"
+    return loader.UnreadableList(workdir / name)
+
+
+def gather_unreadable(run: Run) -> None:
+    """Moves what the other processes listed to the list of the first, which calls this."""
+    for path in sorted(run.workdir.glob("unreadable.*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                run.unreadable.add(row["uid"], row["reason"])
+        path.unlink()
 
 
 def training_source(run: Run) -> Source:
@@ -135,7 +160,8 @@ def _open(run: Run, spec: str, options: dict[str, Any]) -> Source:
     if spec.startswith("webdataset:"):
         # Beside the run: the data's own folder is not ours to write to.
         options.setdefault("cache_dir", str(run.workdir / "index"))
-    source = data.open(spec, **options)
+    # The first process leaves an index that the others read.
+    source = processes.in_turn(lambda: data.open(spec, **options))
     # Records that could not even be indexed.
     for uid, reason in getattr(source, "problems", ()):
         run.unreadable.add(uid, reason)

@@ -90,6 +90,16 @@ def shard_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Array
     }
 
 
+def place(mesh: Mesh, rules: Rules, tree: Any) -> Any:
+    """Returns the arrays where the rules put them; every process holds all of them beforehand."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, tree, by_rules(mesh, rules, tree))
+
+
 def by_rules(mesh: Mesh, rules: Rules, tree: Any) -> Any:
     """Returns the tree of shardings that the rules give the (abstract) arrays of `tree`.
 
@@ -113,7 +123,7 @@ def by_rules(mesh: Mesh, rules: Rules, tree: Any) -> Any:
                 except ValueError as error:
                     raise UserError(
                         f"parameter {name} {leaf.shape}: rule {pattern!r} -> {spec} does not fit "
-                        f"the mesh {dict(mesh.shape)}: {error}"
+                        f"the mesh {dict(mesh.shape)}; use another mesh.fsdp ({error})"
                     ) from None
                 return sharding
         raise UserError(

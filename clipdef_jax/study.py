@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.markup import escape
 
-from clipdef_jax import experiment
+from clipdef_jax import experiment, processes
 from clipdef_jax.errors import UserError
 from clipdef_jax.jobs import open_workdir, write_json
 from clipdef_jax.progress import console, duration
@@ -77,7 +77,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
     # What the cells took, however often the study was stopped between them.
     seconds = {"cells": sum(row["seconds"] for row in rows), "now": time.monotonic() - began}
     summary = {"results": rows, "table": table, "seconds": seconds, "config": config.to_dict()}
-    if jax.process_index() == 0:
+    if processes.is_first():
         write_json(workdir / "summary.json", summary)
         (workdir / "table.md").write_text(matrix.markdown(table), encoding="utf-8")
         (workdir / "figure.png").write_bytes(matrix.figure(table))
@@ -149,7 +149,7 @@ def _summary(config: ConfigDict, cell: Cell, workdir: pathlib.Path, command: str
     # Checked here, cell by cell: a study may grow by attacks, defences and seeds.
     folder = open_workdir(str(workdir / cell.folder), "", fields)
     finished = folder / "summary.json"
-    if finished.exists():
+    if processes.on_first(finished.exists):
         return json.loads(finished.read_text(encoding="utf-8"))
     return experiment.run(fields, folder, command=command)
 
