@@ -40,7 +40,7 @@ def make_mesh(fsdp: int = 1) -> Mesh:
 
 
 def batch_axes() -> tuple[str, ...]:
-    """Returns the axes that split the batch on the mesh entered with `jax.set_mesh`.
+    """Returns the axes that split a batch on the mesh entered with `jax.set_mesh`.
 
     Axes of one device are left out, so there is none where there is nothing to split.
     """
@@ -49,15 +49,25 @@ def batch_axes() -> tuple[str, ...]:
 
 
 def batch_spec() -> PartitionSpec:
-    """Returns the partition of an array that is split like the batch on the mesh entered."""
+    """Returns the partition of an array that is split like a batch on the mesh entered."""
     axes = batch_axes()
     return PartitionSpec(axes) if axes else PartitionSpec()
 
 
-def batch_devices() -> int:
-    """Returns the number of devices that share a batch on the mesh entered."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in batch_axes())
+def batch_devices(rows: int) -> int:
+    """Returns the number of devices that share a batch of `rows` on the mesh entered.
+
+    Raises:
+      UserError: they cannot have equal shares.
+    """
+    mesh, axes = jax.sharding.get_abstract_mesh(), batch_axes()
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    if rows % devices:
+        raise UserError(
+            f"a batch of {rows} cannot be shared by the {devices} devices of mesh axes "
+            f"{'x'.join(axes)}: take a multiple of {devices}"
+        )
+    return devices
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -217,3 +217,31 @@ def test_a_batch_beyond_one_tile_equals_reference():
     a, b = pairs(contrastive.TILE + 100, dim=8)
     actual = value_and_gradients(symmetric_info_nce)(a, b, 2.5)
     assert_equal_to_reference(actual, reference(a, b, np.float32(2.5), (0.5, 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("axes", "tile"), [({}, 64), ({}, 8), ({"data": 8}, 3), ({"data": 2, "fsdp": 2}, 64)]
+)
+@pytest.mark.parametrize(("loss", "weights"), [SYMMETRIC, ONE_WAY])
+def test_rows_left_out_might_as_well_not_be_there(axes, tile, loss, weights, tiles_of):
+    tiles_of(tile)
+    a, b = pairs(40)
+    keep = np.random.default_rng(3).random(40) < 0.6
+    value_and_grad = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    with jax.set_mesh(mesh_of(**axes) if axes else mesh_of(data=1)):
+        value, (d_a, d_b, d_scale) = value_and_grad(a, b, 2.5, keep)
+    actual = value, (d_a[keep], d_b[keep], d_scale)
+    assert_equal_to_reference(actual, reference(a[keep], b[keep], np.float32(2.5), weights))
+    assert not np.any(d_a[~keep])
+    assert not np.any(d_b[~keep])
+
+
+@pytest.mark.parametrize("tile", [4, 64])
+def test_a_batch_of_which_nothing_is_kept(tile, tiles_of):
+    tiles_of(tile)
+    a, b = pairs(12)
+    value, gradients = jax.jit(jax.value_and_grad(symmetric_info_nce, (0, 1)))(
+        a, b, 2.5, np.zeros(12, bool)
+    )
+    assert value == 0
+    assert not np.any(gradients)

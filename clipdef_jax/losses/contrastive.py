@@ -24,7 +24,6 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from clipdef_jax import sharding
-from clipdef_jax.errors import UserError
 
 # Most rows and columns of logits at once: 16 MB in float32. On a CPU 256 to 2,048 are equally fast.
 TILE = 2048
@@ -58,13 +57,19 @@ def take_views(embeddings: Mapping[str, jax.Array], views: Sequence[str]) -> lis
     return [array.astype(jnp.promote_types(array.dtype, jnp.float32)) for array in taken]
 
 
-def info_nce(queries_BxD: jax.Array, keys_BxD: jax.Array, log_scale: ArrayLike) -> jax.Array:
+def info_nce(
+    queries_BxD: jax.Array,
+    keys_BxD: jax.Array,
+    log_scale: ArrayLike,
+    keep_B: jax.Array | None = None,
+) -> jax.Array:
     """Returns InfoNCE in one direction: each query is to pick its own key out of the batch.
 
     Args:
       queries_BxD: unit rows, any float dtype; row i belongs to row i of the keys.
       keys_BxD: unit rows, any float dtype.
       log_scale: scalar, logarithm of the inverse temperature.
+      keep_B: bool; the loss is that of a batch of these rows alone. None keeps all.
 
     Returns:
       Scalar of at least float32: the mean over i of -log softmax_j(exp(log_scale) q_i k_j)[i].
@@ -77,17 +82,23 @@ def info_nce(queries_BxD: jax.Array, keys_BxD: jax.Array, log_scale: ArrayLike) 
       <https://arxiv.org/abs/1807.03748>`_, equation 4.
     """
     queries_BxD, keys_BxD, positives_B = _scale(queries_BxD, keys_BxD, log_scale)
-    rows_B, _ = logsumexp_negatives(queries_BxD, keys_BxD)
-    return jnp.mean(jax.nn.softplus(rows_B - positives_B))
+    rows_B, _ = logsumexp_negatives(queries_BxD, keys_BxD, keep_B)
+    return mean(jax.nn.softplus(rows_B - positives_B), keep_B)
 
 
-def symmetric_info_nce(a_BxD: jax.Array, b_BxD: jax.Array, log_scale: ArrayLike) -> jax.Array:
+def symmetric_info_nce(
+    a_BxD: jax.Array,
+    b_BxD: jax.Array,
+    log_scale: ArrayLike,
+    keep_B: jax.Array | None = None,
+) -> jax.Array:
     """Returns the mean of InfoNCE in both directions, from one pass over the logits.
 
     Args:
       a_BxD: unit rows, any float dtype; row i belongs to row i of `b_BxD`.
       b_BxD: unit rows, any float dtype.
       log_scale: scalar, logarithm of the inverse temperature.
+      keep_B: bool; the loss is that of a batch of these rows alone. None keeps all.
 
     Returns:
       Scalar of at least float32: `(info_nce(a, b) + info_nce(b, a)) / 2`.
@@ -100,9 +111,16 @@ def symmetric_info_nce(a_BxD: jax.Array, b_BxD: jax.Array, log_scale: ArrayLike)
       <https://arxiv.org/abs/2103.00020>`_, figure 3.
     """
     a_BxD, b_BxD, positives_B = _scale(a_BxD, b_BxD, log_scale)
-    rows_B, columns_B = logsumexp_negatives(a_BxD, b_BxD)
+    rows_B, columns_B = logsumexp_negatives(a_BxD, b_BxD, keep_B)
     both_B = jax.nn.softplus(rows_B - positives_B) + jax.nn.softplus(columns_B - positives_B)
-    return jnp.mean(both_B) / 2
+    return mean(both_B, keep_B) / 2
+
+
+def mean(x_B: jax.Array, keep_B: jax.Array | None) -> jax.Array:
+    """Returns the mean over the rows kept, all of them for None, 0 where none is."""
+    if keep_B is None:
+        return jnp.mean(x_B)
+    return jnp.sum(jnp.where(keep_B, x_B, 0)) / jnp.maximum(jnp.sum(keep_B), 1)
 
 
 def _scale(queries_BxD, keys_BxD, log_scale):
@@ -118,7 +136,11 @@ def _scale(queries_BxD, keys_BxD, log_scale):
 
 
 def logsumexp_negatives(
-    queries_BxD: jax.Array, keys_BxD: jax.Array, *, tile: int = TILE
+    queries_BxD: jax.Array,
+    keys_BxD: jax.Array,
+    keep_B: jax.Array | None = None,
+    *,
+    tile: int = TILE,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the logsumexp, off the diagonal, of the rows and columns of `queries @ keys.T`.
 
@@ -127,6 +149,7 @@ def logsumexp_negatives(
     Args:
       queries_BxD: float32 or float64, the scale already multiplied in.
       keys_BxD: like the queries.
+      keep_B: bool; False hides a query and its key from all others. None keeps all.
       tile: most rows, and most columns, of logits that a device holds at once.
 
     Returns:
@@ -137,43 +160,37 @@ def logsumexp_negatives(
       UserError: the devices of the mesh cannot share the batch.
     """
     batch = queries_BxD.shape[0]
+    # Places in the batch, by which a tile knows its positives; below 0: not to be seen.
+    ids_B = jnp.arange(batch) if keep_B is None else jnp.where(keep_B, jnp.arange(batch), -1)
     axes = sharding.batch_axes()
     if axes:
-        devices = sharding.batch_devices()
-        if batch % devices:
-            raise UserError(
-                f"a batch of {batch} cannot be shared by the {devices} devices of mesh axes "
-                f"{'x'.join(axes)}: take a multiple of {devices}"
-            )
+        sharding.batch_devices(batch)
         ring = functools.partial(_tiled, axes=axes, tile=tile)
         shared = PartitionSpec(axes)
-        return jax.shard_map(ring, in_specs=(shared, shared), out_specs=(shared, shared))(
-            queries_BxD, keys_BxD
-        )
+        return jax.shard_map(ring, in_specs=shared, out_specs=shared)(queries_BxD, keys_BxD, ids_B)
     if batch > tile:
-        return _tiled(queries_BxD, keys_BxD, axes, tile)
-    ids_B = jnp.arange(batch)
+        return _tiled(queries_BxD, keys_BxD, ids_B, axes, tile)
     logits_BxB = _logits((queries_BxD, ids_B), (keys_BxD, ids_B))
     return jax.nn.logsumexp(logits_BxB, axis=1), jax.nn.logsumexp(logits_BxB, axis=0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _tiled(queries_bxD, keys_bxD, axes, tile):
-    return _tiled_forward(queries_bxD, keys_bxD, axes, tile)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _tiled(queries_bxD, keys_bxD, ids_b, axes, tile):
+    return _tiled_forward(queries_bxD, keys_bxD, ids_b, axes, tile)[0]
 
 
-def _tiled_forward(queries_bxD, keys_bxD, axes, tile):
+def _tiled_forward(queries_bxD, keys_bxD, ids_b, axes, tile):
     def step(row, column, row_sum, column_sum):
         logits_txt = _logits(row, column)
         return _add_exp(row_sum, logits_txt, axis=1), _add_exp(column_sum, logits_txt, axis=0)
 
     share = queries_bxD.shape[0]
-    rows, columns = _tiles(queries_bxD, axes, tile), _tiles(keys_bxD, axes, tile)
+    rows, columns = _tiles(queries_bxD, ids_b, tile), _tiles(keys_bxD, ids_b, tile)
     zeros_Txt = jnp.zeros_like(rows[0][..., 0])
     nothing = zeros_Txt - jnp.inf, zeros_Txt
     sums = _sweep(step, rows, columns, nothing, nothing, axes)
     rows_b, columns_b = (_join(peak + jnp.log(total), share) for peak, total in sums)
-    return (rows_b, columns_b), (queries_bxD, keys_bxD, rows_b, columns_b)
+    return (rows_b, columns_b), (queries_bxD, keys_bxD, ids_b, rows_b, columns_b)
 
 
 def _tiled_backward(axes, tile, residuals, cotangents):
@@ -191,14 +208,14 @@ def _tiled_backward(axes, tile, residuals, cotangents):
         return d_query_txD, d_key_txD
 
     def side(vectors_bxD, sums_b, d_sums_b):
-        return _tiles(vectors_bxD, axes, tile), _split(sums_b, tile), _split(d_sums_b, tile)
+        return _tiles(vectors_bxD, ids_b, tile), _split(sums_b, tile), _split(d_sums_b, tile)
 
-    queries_bxD, keys_bxD, rows_b, columns_b = residuals
+    queries_bxD, keys_bxD, ids_b, rows_b, columns_b = residuals
     rows = side(queries_bxD, rows_b, cotangents[0])
     columns = side(keys_bxD, columns_b, cotangents[1])
     nothing_TxtxD = jnp.zeros_like(rows[0][0])
     gradients = _sweep(step, rows, columns, nothing_TxtxD, nothing_TxtxD, axes)
-    return tuple(_join(gradient, queries_bxD.shape[0]) for gradient in gradients)
+    return *(_join(gradient, queries_bxD.shape[0]) for gradient in gradients), None
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)
@@ -239,11 +256,9 @@ def _sweep(step, rows, columns, row_sums, column_sums, axes):
     return row_sums, column_sums
 
 
-def _tiles(vectors_bxD, axes, tile):
-    """Returns a device's vectors in tiles, and their places in the global batch."""
-    share = vectors_bxD.shape[0]
-    first = lax.axis_index(axes) * share if axes else 0
-    return _split(vectors_bxD, tile), _split(first + jnp.arange(share), tile, fill=-1)
+def _tiles(vectors_bxD, ids_b, tile):
+    """Returns a device's vectors and their ids in tiles."""
+    return _split(vectors_bxD, tile), _split(ids_b, tile, fill=-1)
 
 
 def _split(x_b, tile, fill=0):
@@ -260,11 +275,11 @@ def _join(x_Txt, share):
 
 
 def _logits(row, column):
-    """Returns the logits of a tile, positives and fillers hidden."""
+    """Returns the logits of a tile; positives, and what is not to be seen, hidden."""
     (query_txD, query_id_t), (key_txD, key_id_t) = row, column
     positive_txt = query_id_t[:, None] == key_id_t[None, :]
-    filler_txt = (query_id_t < 0)[:, None] | (key_id_t < 0)[None, :]
-    return jnp.where(positive_txt | filler_txt, HIDDEN, _matmul(query_txD, key_txD.T))
+    unseen_txt = (query_id_t < 0)[:, None] | (key_id_t < 0)[None, :]
+    return jnp.where(positive_txt | unseen_txt, HIDDEN, _matmul(query_txD, key_txD.T))
 
 
 def _matmul(a, b):

@@ -20,7 +20,6 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from clipdef_jax import sharding
-from clipdef_jax.errors import UserError
 
 # Most rows compared with the batch at once.
 TILE = 2048
@@ -110,12 +109,7 @@ def _on_devices(
     axes = sharding.batch_axes()
     if not axes:
         return function(buffer_RxD, vectors_BxD, *whole, axes=())
-    devices = sharding.batch_devices()
-    if len(vectors_BxD) % devices:
-        raise UserError(
-            f"a batch of {len(vectors_BxD)} cannot be shared by the {devices} devices of mesh axes "
-            f"{'x'.join(axes)}: take a multiple of {devices}"
-        )
+    devices = sharding.batch_devices(len(vectors_BxD))
     # Adds nothing to a buffer that was made on a mesh.
     buffer_RxD = jnp.pad(buffer_RxD, ((0, -len(buffer_RxD) % devices), (0, 0)))
     shared = PartitionSpec(axes)

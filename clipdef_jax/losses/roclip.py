@@ -28,7 +28,7 @@ class RoClipState(NamedTuple):
 
     pool: jax.Array
     pointer: jax.Array
-    image_pool: jax.Array | tuple[()] = ()
+    image_pool: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
