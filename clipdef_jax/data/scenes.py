@@ -109,11 +109,15 @@ class EmojiScenes:
         index = checked(index, self._size)
         scene, rng = self._compose(index)
         return Pair(
-            uid=f"emoji-{self._split}-{self._seed}-{index:07d}",
+            uid=self.uid(index),
             image=scene_picture.draw(scene, self._side),
             caption=describe(scene, rng),
             label=scene.main.concept,
         )
+
+    def uid(self, index: int) -> str:
+        """Returns the uid of record `index`."""
+        return f"emoji-{self._split}-{self._seed}-{index:07d}"
 
     def caption(self, index: int) -> str:
         """Returns the caption of record `index` without drawing it."""

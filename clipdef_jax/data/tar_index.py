@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import hashlib
 import json
-import os
 import pathlib
 import uuid
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipdef_jax.data import tar
+from clipdef_jax.data import stored, tar
 
-_INDEX_VERSION = 1  # Part of the cache key: raise it whenever `Shard` or its making changes.
+_INDEX_VERSION = 2  # Part of the cache key: raise it whenever `Shard` or its making changes.
 IMAGE, TEXT, JSON = range(3)
 _SLOTS = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp"), IMAGE),
@@ -37,6 +34,7 @@ class Shard(NamedTuple):
       spans: int64 (n, 3, 2), offset and size of image, text and json; offset -1 for none.
       labels: int32 (n,) into `names`, or `UNLABELLED` or `UNREADABLE` (the json is).
       names: the values of the label field that occur here.
+      uids: the values of the uid field, "" where there is none; or no such list.
       problems: what was left out and why, by key, or "" for the whole tar.
     """
 
@@ -45,77 +43,32 @@ class Shard(NamedTuple):
     spans: np.ndarray
     labels: np.ndarray
     names: list[str]
+    uids: list[str]
     problems: dict[str, str]
 
 
-class TarFile(NamedTuple):
-    """A tar as it was when it was indexed; size in bytes, time of its last change in ns."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-def locate(path: str) -> TarFile:
-    """Returns a tar as it is now."""
-    status = os.stat(path)
-    return TarFile(path, status.st_size, status.st_mtime_ns)
-
-
-def read(file: TarFile, offset: int, size: int) -> bytes:
-    """Returns `size` bytes of a tar; safe with threads.
-
-    Raises:
-      OSError: it cannot be read, or has changed since.
-    """
-    return _opened(file).read(offset, size)
-
-
-class _Descriptor:
-    """An open file that closes itself once nobody reads from it any more."""
-
-    def __init__(self, file: TarFile):
-        self.number = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-        status = os.fstat(self.number)
-        self._path = file.path
-        if (status.st_size, status.st_mtime_ns) != file[1:]:
-            raise self._changed()
-
-    def __del__(self):
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-    def read(self, offset: int, size: int) -> bytes:
-        data = os.pread(self.number, size, offset)
-        if len(data) < size:
-            raise self._changed()
-        return data
-
-    def _changed(self) -> OSError:
-        return OSError(errno.ESTALE, "changed since it was indexed", self._path)
-
-
-# One set of open files per process, whatever sources there are: sources themselves hold none, and
-# so pickle. `os.pread` has no position that threads could move under each other.
-_opened = functools.lru_cache(maxsize=256)(_Descriptor)
-
-
-def load_or_build(file: TarFile, label_field: str | None, folder: pathlib.Path) -> Shard:
+def load_or_build(
+    file: stored.StoredFile,
+    label_field: str | None,
+    uid_field: str | None,
+    folder: pathlib.Path,
+) -> Shard:
     """Returns the index of a tar: from the cache folder, or built and then kept there.
 
     Args:
       file: the tar.
       label_field: field of the records' json to take labels from, or None.
+      uid_field: field of the records' json to take uids from, or None.
       folder: of the cache; made where it is missing.
 
     Raises:
       OSError: the tar cannot be read.
     """
-    identity = json.dumps([_INDEX_VERSION, *file, label_field]).encode()
+    identity = json.dumps([_INDEX_VERSION, *file, label_field, uid_field]).encode()
     kept = folder / f"{hashlib.sha256(identity).hexdigest()[:32]}.npz"
     shard = _load(kept)
     if shard is None:
-        shard = _build(_Descriptor(file), label_field)
+        shard = _build(stored.Descriptor(file), label_field, uid_field)
         # An index that cannot be kept, as on a read-only disk, is built again next time.
         with contextlib.suppress(OSError):
             _save(shard, kept)
@@ -132,6 +85,7 @@ def _load(file: pathlib.Path) -> Shard | None:
                 spans=arrays["spans"],
                 labels=arrays["labels"],
                 names=rest["names"],
+                uids=rest["uids"],
                 problems=rest["problems"],
             )
     except Exception:  # Absent or spoilt, in whatever way: it is built again.
@@ -139,7 +93,9 @@ def _load(file: pathlib.Path) -> Shard | None:
 
 
 def _save(shard: Shard, file: pathlib.Path) -> None:
-    rest = json.dumps({"names": shard.names, "problems": shard.problems}).encode()
+    rest = json.dumps(
+        {"names": shard.names, "uids": shard.uids, "problems": shard.problems}
+    ).encode()
     file.parent.mkdir(parents=True, exist_ok=True)
     # Under another name first: nobody ever meets half an index.
     unfinished = file.with_suffix(f".{uuid.uuid4().hex}.tmp")
@@ -158,17 +114,18 @@ def _save(shard: Shard, file: pathlib.Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _build(tar_file: _Descriptor, label_field: str | None) -> Shard:
+def _build(tar_file: stored.Descriptor, label_field: str | None, uid_field: str | None) -> Shard:
     records, problems = _scan(tar_file.number)
     names: dict[str, int] = {}
     labels = np.full(len(records), UNLABELLED, np.int32)
-    if label_field is not None:
+    uids = [""] * len(records) if uid_field is not None else []
+    if label_field is not None or uid_field is not None:
         for i, (_, _, (offset, size)) in enumerate(records.values()):
             fields = parse_json(tar_file.read(offset, size)) if offset >= 0 else None
-            if fields is None:
-                labels[i] = UNREADABLE
-            elif fields.get(label_field) is not None:
-                labels[i] = names.setdefault(str(fields[label_field]), len(names))
+            if label_field is not None:
+                labels[i] = _number(fields, label_field, names)
+            if uid_field is not None:
+                uids[i] = str((fields or {}).get(uid_field) or "")
     keys = [key.encode() for key in records]
     return Shard(
         keys=b"".join(keys),
@@ -176,8 +133,18 @@ def _build(tar_file: _Descriptor, label_field: str | None) -> Shard:
         spans=np.array(list(records.values()), np.int64).reshape(-1, 3, 2),
         labels=labels,
         names=list(names),
+        uids=uids,
         problems=problems,
     )
+
+
+def _number(fields: dict[str, Any] | None, label_field: str, names: dict[str, int]) -> int:
+    """Returns the position of a record's label in `names`, which it joins if it is new."""
+    if fields is None:
+        return UNREADABLE
+    if fields.get(label_field) is None:
+        return UNLABELLED
+    return names.setdefault(str(fields[label_field]), len(names))
 
 
 def _scan(descriptor: int) -> tuple[dict[str, list[tuple[int, int]]], dict[str, str]]:
@@ -228,9 +195,3 @@ def parse_json(data: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None
-
-
-def default_cache() -> pathlib.Path:
-    """Returns the folder for indices in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "clipdef_jax" / "index"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipdef_jax.data import tar_index
+from clipdef_jax.data import ids, paths, remote, stored, tar_index
 from clipdef_jax.data.source import checked
 from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.types import Pair
@@ -23,8 +21,11 @@ class WebDataset:
     KEY.txt, or "caption" of KEY.json where there is no such file.
 
     Args:
-      spec: path of the tars, with brace ranges "{00000..00006}", lists "{a,b}" and wildcards.
+      spec: path of the tars, with brace ranges "{00000..00006}", lists "{a,b}" and wildcards; or a
+        URL, of which a copy is made.
       label_field: field of KEY.json that holds the class; `classes` are its values, sorted.
+      uid_field: field of KEY.json that holds the uid, "uid" in DataComp's tars; where a record
+        lacks it, it keeps "SHARD/KEY".
       cache_dir: folder for the index; None for clipdef_jax/index in the user's cache folder.
 
     Attributes:
@@ -37,16 +38,20 @@ class WebDataset:
         spec: str,
         *,
         label_field: str | None = None,
+        uid_field: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ):
-        paths = _find(spec)
-        self._names = _shard_names(paths)
-        folder = tar_index.default_cache() if cache_dir is None else pathlib.Path(cache_dir)
+        tars = paths.find("webdataset", spec, ".tar")
+        self._names = paths.short_names(tars)
+        folder = stored.user_cache("index") if cache_dir is None else pathlib.Path(cache_dir)
         try:
-            self._files = [tar_index.locate(path) for path in paths]
-            shards = [tar_index.load_or_build(file, label_field, folder) for file in self._files]
+            self._files = [stored.locate(remote.local(tar)) for tar in tars]
+            shards = [
+                tar_index.load_or_build(file, label_field, uid_field, folder)
+                for file in self._files
+            ]
         except OSError as error:
-            raise UserError(f"source 'webdataset:{spec}': {_explain(error)}") from None
+            raise UserError(f"source 'webdataset:{spec}': {stored.explain(error)}") from None
         self.problems = tuple(
             (f"{name}/{key}" if key else name, reason)
             for name, shard in zip(self._names, shards, strict=True)
@@ -69,12 +74,27 @@ class WebDataset:
                 f"source 'webdataset:{spec}': no record has a json field {label_field!r} to take "
                 "labels from"
             )
+        self._uids: np.ndarray | None = None
+        self._repeated: frozenset[int] = frozenset()
+        if uid_field is not None:
+            uids = [uid for shard in shards for uid in shard.uids]
+            if not any(uids):
+                raise UserError(
+                    f"source 'webdataset:{spec}': no record has a json field {uid_field!r} to "
+                    "take uids from"
+                )
+            own = ids.ids128(uid or self._name(index)[0] for index, uid in enumerate(uids))
+            self._repeated = frozenset(np.flatnonzero(ids.repeated(own)).tolist())
+            self._uids = np.array(uids, np.dtypes.StringDType())
 
     def __len__(self) -> int:
         return len(self._key_ends)
 
     def __getitem__(self, index: int) -> Pair:
         record = self._record(index)
+        if index in self._repeated:
+            assert self._uids is not None
+            raise BadRecord(record.uid, f"its uid {str(self._uids[index])!r} occurs before")
         label = int(self._labels[index])
         if label == tar_index.UNREADABLE:
             record.json()
@@ -84,13 +104,22 @@ class WebDataset:
         """Returns the caption of record `index` without its image."""
         return self._record(index).caption()
 
-    def _record(self, index: int) -> _Record:
+    def uid(self, index: int) -> str:
+        """Returns the uid of record `index` without reading it."""
         index = checked(index, len(self))
+        own = "" if self._uids is None or index in self._repeated else str(self._uids[index])
+        return own or self._name(index)[0]
+
+    def _record(self, index: int) -> _Record:
+        _, key, shard = self._name(checked(index, len(self)))
+        return _Record(self.uid(index), key, self._files[shard], self._spans[index].tolist())
+
+    def _name(self, index: int) -> tuple[str, str, int]:
+        """Returns "SHARD/KEY", the key, and the shard's number."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         start = int(self._key_ends[index - 1]) if index else 0
         key = self._keys[start : int(self._key_ends[index])].decode()
-        uid = f"{self._names[shard]}/{key}"
-        return _Record(uid, key, self._files[shard], self._spans[index].tolist())
+        return f"{self._names[shard]}/{key}", key, shard
 
 
 class _Record(NamedTuple):
@@ -98,7 +127,7 @@ class _Record(NamedTuple):
 
     uid: str
     key: str
-    file: tar_index.TarFile
+    file: stored.StoredFile
     spans: list[list[int]]
 
     def image(self) -> bytes:
@@ -136,13 +165,9 @@ class _Record(NamedTuple):
     def _read(self, slot: int) -> bytes:
         offset, size = self.spans[slot]
         try:
-            return tar_index.read(self.file, offset, size)
+            return stored.read(self.file, offset, size)
         except OSError as error:
-            raise BadRecord(self.uid, _explain(error)) from None
-
-
-def _explain(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise BadRecord(self.uid, stored.explain(error)) from None
 
 
 def _renumber(shard: tar_index.Shard, classes: tuple[str, ...]) -> np.ndarray:
@@ -151,66 +176,3 @@ def _renumber(shard: tar_index.Shard, classes: tuple[str, ...]) -> np.ndarray:
     marks = [tar_index.UNREADABLE, tar_index.UNLABELLED]
     table = np.array([position[name] for name in shard.names] + marks, np.int32)
     return table[shard.labels]
-
-
-def _find(spec: str) -> list[str]:
-    """Returns the tars a spec names, as absolute paths."""
-    if not spec:
-        raise UserError("source 'webdataset:': expected a path like 'DIR/{00000..00006}.tar'")
-    paths: list[str] = []
-    for pattern in _expand(spec):
-        if re.match(r"pipe:|[a-z0-9+.-]+://", pattern):
-            raise UserError(
-                f"source 'webdataset:{spec}': reads files of this machine only, no pipes or URLs; "
-                "copy the tars here first"
-            )
-        pattern = os.path.abspath(os.path.expanduser(pattern))
-        matches = sorted(glob.glob(pattern)) if re.search(r"[*?[]", pattern) else [pattern]
-        for path in matches or [pattern]:
-            if not os.path.isfile(path):
-                raise UserError(
-                    f"source 'webdataset:{spec}': no tar {path}; {_what_is_there(path)}"
-                )
-            if path in paths:
-                raise UserError(f"source 'webdataset:{spec}': {path} is named twice")
-            paths.append(path)
-    return paths
-
-
-def _expand(pattern: str) -> list[str]:
-    """Expands braces as a shell does: "{00..02}" counts, "{a,b}" lists."""
-    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if match is None:
-        return [pattern]
-    first, last, words = match.groups()
-    if words is not None:
-        choices = words.split(",")
-    else:
-        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
-        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-    head, rest = pattern[: match.start()], pattern[match.end() :]
-    return [head + choice + tail for choice in choices for tail in _expand(rest)]
-
-
-def _what_is_there(path: str) -> str:
-    if os.path.isdir(path):
-        folder, subject = path, "that is a folder, which"
-    else:
-        folder, subject = os.path.dirname(path), "the folder"
-    if not os.path.isdir(folder):
-        return f"there is no folder {folder}"
-    tars = sorted(name for name in os.listdir(folder) if name.endswith(".tar"))
-    if not tars:
-        return f"{subject} holds no tars"
-    shown = ", ".join(tars if len(tars) <= 3 else [tars[0], "…", tars[-1]])
-    return f"{subject} holds {len(tars)}: {shown}"
-
-
-def _shard_names(paths: list[str]) -> list[str]:
-    """Names each tar by the end of its path, as short as tells them apart."""
-    parts = [pathlib.Path(path).with_suffix("").parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
-    return names
