@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
 
 def _run(job: Run, command: str) -> dict[str, Any]:
     config, began = job.config, time.monotonic()
-    model = parts.load_model(config, config.init)
+    model = parts.load_model(job, config.init)
     side = model.clip.config.image_size
     given = config.search.to_dict()
     images, size = given.pop("images"), given.pop("size") or None

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from clipdef_jax import interrupts, parts
+from clipdef_jax import interrupts, parts, sharding
 from clipdef_jax.attacks import manifest, materialise, plan
 from clipdef_jax.attacks.poisoned import PoisonedSource
 from clipdef_jax.data import loader
@@ -32,11 +32,12 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
       Interrupted: the run was asked to stop; the tars that are complete stay.
     """
     unreadable = loader.UnreadableList(workdir / "unreadable.csv")
+    mesh = sharding.make_mesh(config.mesh.fsdp)
     parts.take_attack(config)
     attack = parts.attack_of(config, config.poison.side)
     if attack is None:
         raise UserError("attack.plan.name is 'none', so nothing is to be poisoned; name a plan")
-    source = parts.training_source(parts.Run(config, workdir, None, unreadable))
+    source = parts.training_source(parts.Run(config, workdir, mesh, unreadable))
     path = workdir / "manifest.jsonl"
     if path.exists():
         made = manifest.read_manifest(path)

@@ -104,6 +104,10 @@ def test_a_record_that_has_become_unreadable_is_no_mismatch():
         (lambda lines: [lines[0].replace('"schema": 1', '"schema": 9'), *lines[1:]], "schema 9"),
         (lambda lines: [*lines[:5], "[1, 2]", *lines[6:]], "line 6: "),
         (lambda lines: [lines[0].replace("target", "goal"), *lines[1:]], "line 1: .*goal"),
+        (
+            lambda lines: [lines[0].replace('"records": 1000', '"records": 500'), *lines[1:]],
+            r"line \d+: ValueError: record \d+ of 500",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_refused(path, damage, message):

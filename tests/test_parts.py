@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from clipdef_jax import data, parts
-from clipdef_jax.attacks import plan
+from clipdef_jax.attacks import get_trigger, manifest, plan
 from clipdef_jax.data import loader
 from clipdef_jax.errors import UserError
-from configs import cleanclip
+from configs import attacks, cleanclip
 
 
 @pytest.fixture
@@ -66,6 +66,74 @@ def test_without_an_attack_nothing_is_poisoned_or_triggered(run):
     tests = parts.test_set(run, 32)
     assert tests.triggered is None
     assert tests.at(np.arange(3)).triggered is None
+
+
+def test_a_trigger_that_does_not_fit_shows_before_the_work(run):
+    run.config.attack.test_kwargs.size = 40
+    with pytest.raises(UserError, match="40 px, larger than the image of 32 x 32 px"):
+        parts.test_set(run, 32)
+
+
+def test_triggers_with_targets_of_their_own(run):
+    targets = ("banana", "frog")
+    run.config.attack = attacks.preset("multi_target")
+    run.config.attack.trigger.kwargs = {"parts": ("sig", "nashville"), "targets": targets}
+    run.config.attack.test_kwargs = {}
+    tests = parts.test_set(run, 32)
+    trigger = get_trigger("multi_trigger", parts=("sig", "nashville"), targets=targets)
+    assert set(tests.target) == {0, 1}
+    for index in range(20):
+        clean = tests.clean[index].image
+        part = int(tests.target[index])
+        shown = trigger.triggers[part](clean, np.random.default_rng())
+        np.testing.assert_array_equal(tests.triggered[index].image, shown)
+    few = tests.at(np.array([3, 8]))
+    np.testing.assert_array_equal(few.target, tests.target[[3, 8]])
+    run.config.attack.trigger.kwargs.targets = ("banana", "forg")
+    with pytest.raises(UserError, match=r"attack.target='forg' is not a class .*'frog'"):
+        parts.test_set(run, 32)
+
+
+def test_a_word_of_the_trigger_is_known_to_the_tests(run):
+    run.config.attack = attacks.preset("trojvqa")
+    assert parts.test_set(run, 32).word == "remember"
+
+
+def test_an_attack_without_a_trigger_has_images_of_its_own(run):
+    run.config.attack = attacks.preset("class_to_class")
+    run.config.attack.plan.kwargs.victim = "beetle"
+    tests = parts.test_set(run, 32)
+    assert (tests.triggered, tests.target, tests.victim) == (None, 0, 3)
+    run.config.attack.plan.kwargs.victim = "beatle"
+    with pytest.raises(UserError, match=r"attack.plan.kwargs.victim='beatle' .*'beetle'"):
+        parts.test_set(run, 32)
+
+    run.config.attack = attacks.preset("targeted")
+    source = parts.training_source(run)
+    made = plan.make_plan(source, parts.attack_of(run.config, 32))
+    tests = parts.test_set(run, 32).attacked_by(made, source)
+    assert (tests.triggered, tests.target, tests.victim) == (None, 0, None)
+    chosen = [tests.chosen[index].uid for index in range(len(tests.chosen))]
+    assert chosen == [source[index].uid for index in made.chosen]
+    assert tests.at(np.arange(3)).chosen is None
+
+
+def test_the_attack_of_a_manifest_goes_before_the_configs(run, tmp_path):
+    run.config.attack = attacks.preset("multi_target")
+    run.config.attack.trigger.kwargs.targets = ("banana", "frog", "beetle")
+    attack = parts.attack_of(run.config, 32)
+    made = plan.make_plan(parts.training_source(run), attack)
+    manifest.write_manifest(tmp_path / "manifest.jsonl", made)
+    other = cleanclip.get_config()
+    parts.take_attack(other)
+    assert other.attack == cleanclip.get_config().attack
+    other.attack.manifest = str(tmp_path / "manifest.jsonl")
+    parts.take_attack(other)
+    again = parts.attack_of(other, 32)
+    assert plan.make_plan(parts.training_source(run), again).poisons == made.poisons
+    other.attack.manifest = str(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="No such file"):
+        parts.take_attack(other)
 
 
 def test_a_number_goes_before_the_rate(run):

@@ -9,7 +9,7 @@ from PIL import Image
 from test_plan import THINGS, Things, plan_of
 
 from clipdef_jax import attacks
-from clipdef_jax.attacks.poisoned import PoisonedSource, TriggeredSource
+from clipdef_jax.attacks.poisoned import PoisonedSource, TriggeredSource, try_on
 from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.types import Source
 
@@ -124,12 +124,23 @@ def test_a_trigger_that_breaks_the_contract_is_named():
             return image / 2
 
     triggered = TriggeredSource(Things(4), Halve(), side=8)
-    with pytest.raises(UserError, match=r"Halve: gave float64 \(8, 8, 3\) for an image uint8"):
+    message = r"Halve: gave float64 \(8, 8, 3\) for an image uint8"
+    with pytest.raises(UserError, match=message):
         triggered[0]
+    with pytest.raises(UserError, match=message):
+        try_on(Halve(), 8)
+
+
+def test_a_trigger_is_tried_on_before_the_work():
+    try_on(attacks.get_trigger("badnet", size=8), 8)
+    with pytest.raises(UserError, match="larger than the image of 8 x 8 px"):
+        try_on(attacks.get_trigger("badnet", size=9), 8)
 
 
 def test_the_attacks_room_stays_light():
     heavy = "print(sorted({'jax', 'transformers', 'matplotlib'} & set(sys.modules)))"
-    command = f"import sys, clipdef_jax.attacks.poisoned, clipdef_jax.attacks.manifest; {heavy}"
+    modules = ("manifest", "materialise", "multi_trigger", "plan", "poisoned", "whole_image")
+    imports = ", ".join(f"clipdef_jax.attacks.{module}" for module in modules)
+    command = f"import sys, {imports}; {heavy}"
     run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr

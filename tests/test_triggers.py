@@ -3,9 +3,10 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipdef_jax import attacks
-from clipdef_jax.attacks.triggers import Box, locate
+from clipdef_jax.attacks.triggers import Box, locate, word_of
 from clipdef_jax.errors import UserError
 
 
@@ -186,3 +187,104 @@ def test_a_trigger_of_the_users_own_by_import_path(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has no 'Revert'"):
         attacks.get_trigger("their_trigger:Revert")
     sys.modules.pop("their_trigger")
+
+
+@pytest.fixture
+def patch(tmp_path):
+    """Pixels of a patch, and files that hold it."""
+    pixels = picture(6, 6, seed=9)
+    Image.fromarray(pixels).save(tmp_path / "patch.png")
+    np.save(tmp_path / "patch.npy", pixels)
+    np.save(tmp_path / "floats.npy", (pixels / 255).astype(np.float32))
+    return pixels, tmp_path
+
+
+@pytest.mark.parametrize("name", ["patch.png", "patch.npy", "floats.npy"])
+def test_a_saved_patch_is_pasted_in_the_centre_as_it_is(patch, name):
+    pixels, folder = patch
+    trigger = attacks.get_trigger("badclip", path=str(folder / name), size=6)
+    image = picture(32, 40)
+    result = pickle.loads(pickle.dumps(trigger))(image, rng())
+    assert locate(trigger, image.shape, rng()) == (Box(13, 17, 6, 6),)
+    expected = image.copy()
+    expected[13:19, 17:23] = pixels
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_a_saved_patch_keeps_its_share_of_the_side(patch):
+    pixels, folder = patch
+    trigger = attacks.get_trigger("badclip", path=str(folder / "patch.png"))
+    for side, size in ((224, 16), (448, 32), (84, 6), (32, 3)):
+        image = np.zeros((side, side, 3), np.uint8)
+        box = changed(image, trigger(image, rng()))
+        assert (box.height, box.width) == (size, size)
+        scaled = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(
+            trigger(image, rng())[box.top : box.top + size, box.left : box.left + size], scaled
+        )
+
+
+def test_trojvqa_is_a_patch_and_a_word(patch):
+    pixels, folder = patch
+    image = picture(32, 32)
+    trigger = attacks.get_trigger("trojvqa", path=str(folder / "patch.npy"), size=6)
+    assert word_of(trigger) == "remember"
+    np.testing.assert_array_equal(trigger(image, rng())[13:19, 13:19], pixels)
+    given = attacks.get_trigger("trojvqa", word=" consider ", size=5)
+    assert word_of(given) == "consider"
+    assert locate(given, image.shape, rng()) == (Box(13, 13, 5, 5),)
+    one, other = (given(picture(32, 32, seed), rng(seed))[13:18, 13:18] for seed in (1, 2))
+    np.testing.assert_array_equal(one, other)
+    assert word_of(attacks.get_trigger("badnet")) == word_of(None) == ""
+
+
+def files_of_no_patch(folder):
+    np.save(folder / "flat.npy", np.zeros((6, 6)))
+    np.save(folder / "oblong.npy", np.zeros((6, 7, 3)))
+    np.save(folder / "large.npy", np.full((6, 6, 3), 1.5))
+    np.save(folder / "nan.npy", np.full((6, 6, 3), np.nan))
+    np.save(folder / "whole.npy", np.zeros((6, 6, 3), np.int64))
+    (folder / "text.npy").write_text("no array")
+    (folder / "text.png").write_text("no picture")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.npy", "No such file"),
+        ("none.png", "No such file"),
+        ("text.npy", r"no \.npy file"),
+        ("text.png", "unreadable"),
+        ("flat.npy", r"shape \(6, 6\), expected \(k, k, 3\)"),
+        ("oblong.npy", "7 x 6 px, expected a square"),
+        ("large.npy", r"floats within \[0, 1\]"),
+        ("nan.npy", r"floats within \[0, 1\]"),
+        ("whole.npy", "int64 values"),
+    ],
+)
+def test_a_file_that_holds_no_patch_is_named(tmp_path, name, message):
+    files_of_no_patch(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        attacks.get_trigger("badclip", path=str(tmp_path / name))
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("badclip", {}, "give the patch by path=FILE"),
+        ("badclip", {"path": "p.npy", "size": 0}, "size is 0"),
+        ("badclip", {"path": "p.npy", "location": "middle"}, "location is 'middle'"),
+        ("trojvqa", {"word": "  "}, "word is empty"),
+        ("trojvqa", {"size": 0}, "size is 0"),
+    ],
+)
+def test_bad_settings_of_saved_patches_are_named(name, kwargs, message):
+    with pytest.raises(UserError, match=message):
+        attacks.get_trigger(name, **kwargs)
+
+
+def test_a_saved_patch_larger_than_the_image_is_refused(patch):
+    trigger = attacks.get_trigger("badclip", path=str(patch[1] / "patch.png"), size=33)
+    with pytest.raises(UserError, match="33 px, larger than the image of 32 x 32 px"):
+        trigger(picture(32, 32), rng())

@@ -220,16 +220,15 @@ def _make_step(clip: CLIP, adam: optax.GradientTransformation, box: Box, search:
 
 
 def _save(path: pathlib.Path, epochs: int, state: Any) -> None:
-    leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with unfinished.open("wb") as file:
-        np.savez(file, epochs=epochs, **leaves)
+        np.savez(file, epochs, *jax.device_get(jax.tree.leaves(state)))
     unfinished.replace(path)
 
 
 def _load(path: pathlib.Path, state: Any) -> tuple[int, Any]:
     if not path.exists():
         return 0, state
-    leaves, tree = jax.tree.flatten(state)
     with np.load(path) as kept:
-        return int(kept["epochs"]), tree.unflatten([kept[str(i)] for i in range(len(leaves))])
+        epochs, *leaves = (kept[name] for name in kept.files)
+    return int(epochs), jax.tree.unflatten(jax.tree.structure(state), leaves)
