@@ -136,7 +136,10 @@ def _open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathli
                 f"{workdir} holds a run of another config: {shown}{more}; use another --workdir, "
                 "or the same fields to go on with that run"
             )
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    # A run killed in its first moment has left no more than half a config.
+    elif workdir.exists() and (
+        not workdir.is_dir() or any(path != _draft_of(file) for path in workdir.iterdir())
+    ):
         raise UserError(f"{workdir} exists and holds no run; use another --workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -150,9 +153,13 @@ def _open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathli
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    draft = _draft_of(path)
+    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _draft_of(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def run_stage(

@@ -22,6 +22,7 @@ class _Embedded(NamedTuple):
     indices: np.ndarray
 
 
+@interrupts.deferred()
 def measure(run: Run, model: Model, tests: TestSet, *, show: bool = False) -> dict[str, Any]:
     """Returns zero-shot figures of a model; of the attack, too, if there is one.
 

@@ -1,6 +1,7 @@
 """The training loop: it learns, resumes exactly, saves when interrupted, stops when not finite."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -22,7 +23,7 @@ CLIP_16 = CLIP.__class__(
 )
 
 
-def fit(folder, loss="clip", epochs=3, devices=1, source=None, lr=3e-3, **kwargs):
+def fit(folder, loss="clip", epochs=3, devices=1, source=None, lr=3e-3, minutes=10.0, **kwargs):
     folder.mkdir(exist_ok=True)
     loss = losses.get(loss) if isinstance(loss, str) else loss
     mesh = mesh_of(devices)
@@ -32,7 +33,7 @@ def fit(folder, loss="clip", epochs=3, devices=1, source=None, lr=3e-3, **kwargs
             CLIP_16,
             loss,
             loading.Loader(source or Numbers(64), WORDS, 8, loss.views, seed=0),
-            loop.Recipe(epochs=epochs, batch=16, lr=lr, warmup=2),
+            loop.Recipe(epochs=epochs, batch=16, lr=lr, warmup=2, checkpoint_minutes=minutes),
             augment=lambda key, images: images,
             mesh=mesh,
             unreadable=loading.UnreadableList(folder / "unreadable.csv"),
@@ -70,41 +71,91 @@ def test_learns_and_writes_what_it_did(tmp_path):
     assert [row["step"] for row in rows if "clean_top1" in row] == list(range(2, 81, 2))
 
 
+def watch(params):
+    """What is measured after an epoch; it may be interrupted."""
+    interrupts.check()
+    return {"clean_top1": float(jax.numpy.abs(params["image"]["projection"]).sum())}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The parameters of an unbroken run."""
-    return fit(tmp_path_factory.mktemp("whole"), "cleanclip")
+    """The folder and the parameters of an unbroken run, with a checkpoint after every step."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, fit(folder, "cleanclip", on_epoch=watch, minutes=0.0)
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 11])
-def test_interrupted_anywhere_ends_with_the_same_parameters(tmp_path, monkeypatch, whole, stop_at):
-    real = loop._next
+def assert_ends_as(whole, folder):
+    """Goes on with a broken run and compares its outcome with the whole one's."""
+    assert_same(fit(folder, "cleanclip", on_epoch=watch), whole[1])
+    assert (folder / "metrics.jsonl").read_text() == (whole[0] / "metrics.jsonl").read_text()
+
+
+@pytest.fixture
+def handled():
+    before = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
+    interrupts.install()
+    yield
+    for signum, handler in before:
+        signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize(
+    ("where", "call", "saved"),
+    [("step", 1, 1), ("step", 4, 4), ("step", 11, 11), ("epoch", 1, 4), ("epoch", 3, 12)],
+)
+def test_interrupted_anywhere_ends_the_same(
+    tmp_path, monkeypatch, handled, whole, where, call, saved
+):
     calls = []
 
-    def interrupting(*args):
-        calls.append(1)
-        if len(calls) == stop_at:
-            signal.raise_signal(signal.SIGTERM)
-        return real(*args)
+    def interrupting(real):
+        def wrapped(*args):
+            calls.append(1)
+            if len(calls) == call:
+                signal.raise_signal(signal.SIGTERM)
+            return real(*args)
 
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    interrupts.install()
-    try:
-        monkeypatch.setattr(loop, "_next", interrupting)
+        return wrapped
+
+    on_epoch = interrupting(watch) if where == "epoch" else watch
+    with monkeypatch.context() as patched:
+        if where == "step":
+            patched.setattr(loop, "_next", interrupting(loop._next))
         with pytest.raises(interrupts.Interrupted) as stopped:
-            fit(tmp_path / "broken", "cleanclip")
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
+            fit(tmp_path / "broken", "cleanclip", on_epoch=on_epoch)
     assert stopped.value.signum == signal.SIGTERM
-    assert len(calls) == stop_at
-    saved = [p.name for p in (tmp_path / "broken" / "checkpoints").iterdir() if p.name.isdigit()]
-    assert saved == [str(stop_at)]
+    assert len(calls) == call
+    assert checkpoints_in(tmp_path / "broken") == [saved]
     monkeypatch.setattr(interrupts, "_requested", None)
-    monkeypatch.setattr(loop, "_next", real)
-    assert_same(fit(tmp_path / "broken", "cleanclip"), whole)
-    steps = [row["step"] for row in metrics.read(tmp_path / "broken" / "metrics.jsonl")]
-    assert steps == list(range(1, 13))
+    assert_ends_as(whole, tmp_path / "broken")
+
+
+def checkpoints_in(folder):
+    names = [path.name for path in (folder / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def test_a_signal_while_data_workers_start_is_no_failure_of_theirs(tmp_path, monkeypatch):
+    def batches():
+        monkeypatch.setattr(interrupts, "_requested", int(signal.SIGTERM))
+        raise RuntimeError("Worker process was terminated unexpectedly with exit code -15.")
+        yield
+
+    monkeypatch.setattr(loading, "train_batches", lambda *args, **kwargs: batches())
+    with pytest.raises(interrupts.Interrupted):
+        fit(tmp_path)
+
+
+def test_what_came_after_the_checkpoint_taken_is_done_again(tmp_path, whole, caplog):
+    broken = tmp_path / "broken"
+    shutil.copytree(whole[0], broken)
+    assert checkpoints_in(broken) == [11, 12]
+    shutil.rmtree(broken / "checkpoints" / "12" / "state")
+    assert_ends_as(whole, broken)
+    assert f"checkpoint {broken / 'checkpoints' / '12'} cannot be read" in caplog.text
+    assert checkpoints_in(broken) == [11, 12]
+    assert_ends_as(whole, broken)
+    assert caplog.text.count("cannot be read") == 1
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path):

@@ -10,8 +10,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import multiprocessing
 import os
 import pathlib
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -168,9 +171,25 @@ def train_batches(
     batches = dataset[start:].to_iter_dataset(read)
     if workers:
         batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_follow_the_main_process,
         )
     return iter(batches)
+
+
+def _follow_the_main_process(worker: int, workers: int) -> None:
+    """Makes a worker leave signals to the main process, and end with it however that ends."""
+    # Ctrl-C and cluster engines signal the whole group, and the last batches are still wanted.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    assert main is not None
+
+    def watch() -> None:
+        main.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _local_batch(
@@ -245,10 +264,9 @@ class UnreadableList:
         """Lists a record unless it is on the list."""
         if uid in self._seen:
             return
-        new = not self._path.exists()
         with self._path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            if new:
+            if not file.tell():
                 writer.writerow(["uid", "reason"])
             writer.writerow([uid, reason])
         self._seen.add(uid)

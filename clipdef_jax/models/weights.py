@@ -127,7 +127,8 @@ def _write(
     metadata: dict[str, str],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(draft, ignore_errors=True)  # Of a process that was killed.
     draft.mkdir()
     try:
         for name, document in documents.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import textwrap
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], data: dict[str, Any]):
         self._folder = pathlib.Path(folder).resolve()
         self._data = data
+        self._damaged: list[int] = []
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
@@ -39,6 +41,9 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Writes the state under its step, unless it is there already."""
         step = int(state.step)
+        # The run has gone on from the one before: these would only count among the two kept.
+        while self._damaged:
+            self._checkpointer.delete(self._damaged.pop(), missing_ok=True)
         if any(found.step == step for found in self._checkpointer.checkpoints):
             return
         data = self._data | {"next_step": step}
@@ -63,8 +68,10 @@ class Checkpoints:
                     found.step, {"state": abstract, "data": None}
                 )
             except Exception as error:  # Whatever a damaged file makes orbax raise.
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                # Some of its messages go on for pages.
+                reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 150)}"
                 failures.append(f"step {found.step}: {reason}")
+                self._damaged.append(found.step)
                 _log.warning(
                     "checkpoint %s cannot be read (%s); trying the one before",
                     self._folder / str(found.step),

@@ -20,7 +20,7 @@ from clipdef_jax.data import loader as loading
 from clipdef_jax.errors import UserError
 from clipdef_jax.models.clip import CLIP
 from clipdef_jax.progress import Progress
-from clipdef_jax.train import checkpoint, optimizer, state, step
+from clipdef_jax.train import checkpoint, optimizer, state, step, views
 from clipdef_jax.train.metrics import MetricsWriter
 from clipdef_jax.types import Loss
 
@@ -64,6 +64,7 @@ class Recipe:
                 raise UserError(f"{name}={value}: expected a number that is not negative")
 
 
+@interrupts.deferred()
 def fit(
     folder: pathlib.Path,
     clip: CLIP,
@@ -156,8 +157,21 @@ def fit(
             writer.write(number, (number - 1) // per_epoch + 1, values)
             progress.update(number, loss=values["loss"])
 
+    def save() -> None:
+        settle(keep=0)
+        writer.flush()
+        checkpoints.save(train_state)
+
+    def end_epoch(number: int) -> None:
+        if on_epoch is not None:
+            settle(keep=0)
+            writer.write(number, number // per_epoch, on_epoch(train_state.params))
+
     with progress, writer:
         try:
+            # A run stopped while it looked at an epoch's result has the step's own figures only.
+            if start and start % per_epoch == 0 and "loss" in writer.last:
+                end_epoch(start)
             for number in range(start + 1, total + 1):
                 before = time.monotonic()
                 batch, indices = _next(batches, loss.views, mesh, unreadable)
@@ -165,19 +179,16 @@ def fit(
                 train_state, metrics = train_step(train_state, batch)
                 pending.append((number, metrics, indices))
                 settle(keep=1)
-                if interrupts.requested():
-                    settle(keep=0)
-                    checkpoints.save(train_state)
-                    interrupts.check()
-                if number % per_epoch == 0 and on_epoch is not None:
-                    settle(keep=0)
-                    writer.write(number, number // per_epoch, on_epoch(train_state.params))
+                interrupts.check()
+                if number % per_epoch == 0:
+                    end_epoch(number)
                 if time.monotonic() - saved_at > 60 * recipe.checkpoint_minutes:
-                    settle(keep=0)
-                    checkpoints.save(train_state)
+                    save()
                     saved_at = time.monotonic()
-            settle(keep=0)
-            checkpoints.save(train_state)
+            save()
+        except interrupts.Interrupted:
+            save()
+            raise
         finally:
             checkpoints.close()
     progress.note(f"{waited / max(progress.seconds, 1e-9):.0%} of the time waiting for data")
@@ -186,15 +197,19 @@ def fit(
 
 def _next(
     batches: Iterator[dict[str, Any]],
-    views: tuple[str, ...],
+    names: tuple[str, ...],
     mesh: jax.sharding.Mesh,
     unreadable: loading.UnreadableList,
 ) -> tuple[dict[str, jax.Array], np.ndarray]:
-    batch = next(batches)
+    try:
+        batch = next(batches)
+    except RuntimeError:  # A signal to the whole group ends workers that are only just starting.
+        interrupts.check()
+        raise
     for uid, reason in batch["skipped"]:
         unreadable.add(uid, reason)
-    names = {"image" if name.startswith("image") else name for name in views}
-    return sharding.shard_batch(mesh, {name: batch[name] for name in sorted(names)}), batch["index"]
+    arrays = {name: batch[name] for name in views.arrays_of(names)}
+    return sharding.shard_batch(mesh, arrays), batch["index"]
 
 
 def _not_finite(

@@ -14,6 +14,9 @@ import jax
 class MetricsWriter:
     """Writes scalars to `metrics.jsonl` and a TensorBoard event file; process 0 only.
 
+    Attributes:
+      last: the last line of those that stay, or {}.
+
     Args:
       folder: where both files go.
       start: steps already done; later lines of an interrupted run are dropped, not repeated.
@@ -21,12 +24,13 @@ class MetricsWriter:
 
     def __init__(self, folder: pathlib.Path, start: int):
         self._active = jax.process_index() == 0
+        path = folder / "metrics.jsonl"
+        kept = [row for row in read(path) if row["step"] <= start]
+        self.last: dict[str, Any] = kept[-1] if kept else {}
         if not self._active:
             return
         import tensorboardX
 
-        path = folder / "metrics.jsonl"
-        kept = [row for row in read(path) if row["step"] <= start]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         os.replace(temporary, path)
@@ -54,6 +58,11 @@ class MetricsWriter:
         self._lines.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Hands to the disk what TensorBoard is to see; lines are there as they are written."""
+        if self._active:
+            self._events.flush()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
