@@ -1,8 +1,7 @@
 """Attack, defend and clean CLIP models.
 
   python -m clipdef_jax.main --config=configs/cleanclip.py
-  python -m clipdef_jax.main --config=configs/cleanclip.py:smoke --workdir=/tmp/run
-  python -m clipdef_jax.main --config=configs/cleanclip.py --config.loss.kwargs.inmodal_weight=4
+  python -m clipdef_jax.main --config=configs/cleanclip.py:smoke --config.loss.kwargs.symmetric=True
 
 A run that was stopped goes on where it was when the same command is given again.
 """
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from clipdef_jax import distributed, interrupts, jobs, plugins
+from clipdef_jax import compile_cache, distributed, interrupts, jobs, plugins
 from clipdef_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -57,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
         jobs.drop_stale_kwargs(config, pristine, overrides)
         # jax starts only here, once the flags are known to be right.
         distributed.start()
+        compile_cache.enable()
         workdir = jobs.open_workdir(_WORKDIR.value, argument, config)
         command = shlex.join(["python", "-m", "clipdef_jax.main", *sys.argv[1:]])
         plugins.resolve("job", config.job, {})(config, workdir, command=command)

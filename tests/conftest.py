@@ -20,6 +20,9 @@ _COMPILED = tempfile.mkdtemp(prefix="clipdef-jax-tests-")
 atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", _COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+# The same for the processes that tests start.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # grain's workers read absl flags; pytest's own command line is not theirs to parse.
 flags.FLAGS.mark_as_parsed()
 
