@@ -13,6 +13,8 @@ import importlib
 import pathlib
 import sys
 
+from absl import flags
+
 from clipdef_jax.errors import UserError
 
 _BENCHMARKS = {
@@ -38,6 +40,7 @@ def main() -> None:
         module.add_arguments(options)
         options.set_defaults(run=module.run)
     arguments = parser.parse_args()
+    flags.FLAGS.mark_as_parsed()  # grain reads absl's flags, of which there are none here.
     try:
         result = arguments.run(arguments)
     except UserError as error:
