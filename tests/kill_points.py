@@ -158,8 +158,13 @@ def duration(job: Job, workdir: pathlib.Path) -> float:
 
 
 def draw(rng: random.Random, seconds: float) -> Moment:
-    """Returns a random moment of a run that takes so long: half of them aimed at a write."""
-    aimed = [
+    """Returns a random moment of a run that takes so long; half of them are aimed at."""
+    return rng.choice([Moment("work", delay=rng.uniform(0, seconds)), rng.choice(aimed(rng))])
+
+
+def aimed(rng: random.Random) -> list[Moment]:
+    """Returns random moments close to the writing of a file."""
+    return [
         Moment("first files", "config.json*", 1, rng.uniform(0, 0.01)),
         Moment("checkpoint", CHECKPOINT, rng.randint(1, 8), rng.uniform(0, 0.05)),
         Moment("checkpoint", CHECKPOINT, rng.randint(1, 8), rng.uniform(0, 0.05)),
@@ -167,20 +172,31 @@ def draw(rng: random.Random, seconds: float) -> Moment:
         Moment("model", "*/.model.unfinished", rng.randint(1, 2), rng.uniform(0, 0.02)),
         Moment("evaluation", "*/evaluation", rng.randint(1, 2), rng.uniform(0, 0.2)),
     ]
-    return rng.choice([Moment("work", delay=rng.uniform(0, seconds))] * len(aimed) + aimed)
 
 
-def kill(job: Job, workdir: pathlib.Path, moment: Moment) -> str:
-    """Starts or resumes a run, kills it at a moment, and returns what it was doing."""
+@dataclasses.dataclass(frozen=True)
+class Stopped:
+    """A run after a signal, or after its end if that came before.
+
+    Attributes:
+      code: its exit code, negative if the signal itself ended it.
+      printed: what it printed.
+      doing: what it was doing last.
+    """
+
+    code: int
+    printed: str
+    doing: str
+
+
+def stop(job: Job, workdir: pathlib.Path, moment: Moment, signum: int = signal.SIGKILL) -> Stopped:
+    """Starts or resumes a run and sends a signal to all its processes at a moment."""
     process = job.start(workdir)
-    if not moment.wait(process, workdir):
-        printed, _ = process.communicate()
-        if process.returncode:
-            raise RuntimeError(f"exit code {process.returncode}: {printed[-2000:]}")
-        return "had ended"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    return _doing(workdir)
+    came = moment.wait(process, workdir)
+    if came:
+        os.killpg(process.pid, signum)
+    printed, _ = process.communicate()
+    return Stopped(process.returncode, printed, _doing(workdir) if came else "had ended")
 
 
 def _doing(workdir: pathlib.Path) -> str:
@@ -195,7 +211,7 @@ def _doing(workdir: pathlib.Path) -> str:
         kept = [int(path.name) for path in stage.glob("checkpoints/*") if path.name.isdigit()]
         doing += f", step {steps}, checkpoint {max(kept, default='none')}"
     halves = [path.name for path in stage.iterdir() if path.name.endswith(("unfinished", "tmp"))]
-    halves += [path.name for path in workdir.glob(CHECKPOINT)]
+    halves += [path.name for path in stage.glob("checkpoints/*tmp*")]
     return doing + "".join(f", half {name}" for name in halves)
 
 
@@ -248,7 +264,7 @@ def main() -> None:
         moment, broken = draw(rng, seconds), folder / f"point-{point}"
         doing = verdict = ""
         try:
-            doing = kill(job, broken, moment)
+            doing = stop(job, broken, moment).doing
             job.finish(broken)
             verdict = "; ".join(differences(folder / "whole", broken)) or "same"
         except RuntimeError as error:
