@@ -57,11 +57,27 @@ class LossOutput(NamedTuple):
     metrics: Mapping[str, jax.Array]
 
 
+class Subtext(NamedTuple):
+    """How many sub-captions a loss wants, which has a field `subtext` if other than these.
+
+    Attributes:
+      fraction: share of the rows of a batch that get them, chosen afresh for each.
+      negatives: false ones for each of these rows; there is one true one.
+    """
+
+    fraction: float = 0.1
+    negatives: int = 2
+
+
 class Loss(Protocol):
     """A defence: a pure function of embeddings.
 
-    `views` names the embeddings it wants out of "image", "text", "image_aug", "text_aug",
-    "text_pos", "text_neg", "image_ref", "text_ref". Embeddings are unit rows.
+    `views` names what it wants of a batch of B pairs. Embeddings of size D, in unit rows: "image",
+    "text"; "image_aug", "text_aug", of augmented ones; "text_pos", of a part of the caption that
+    is true of the image, and (B, M, D) "text_neg", of M false ones, both of use where "has_subtext"
+    (B,) is true; "image_ref", "text_ref", by the model that the run began with. And "label" (B,),
+    -1 where there is none; "logits" (B, C), of the classes, by a linear head on the image tower;
+    "is_flagged" (B,), true for pairs that somebody suspects.
     """
 
     views: tuple[str, ...]

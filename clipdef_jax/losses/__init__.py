@@ -10,7 +10,10 @@ from clipdef_jax.types import Loss
 BUILTIN = {
     "clip": "clipdef_jax.losses.clip:Clip",
     "cleanclip": "clipdef_jax.losses.cleanclip:CleanClip",
+    "par": "clipdef_jax.losses.par:Par",
     "roclip": "clipdef_jax.losses.roclip:RoClip",
+    "supervised": "clipdef_jax.losses.supervised:Supervised",
+    "tacleaner": "clipdef_jax.losses.tacleaner:TaCleaner",
 }
 
 

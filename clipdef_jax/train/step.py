@@ -11,43 +11,15 @@ import jax.numpy as jnp
 import optax
 
 from clipdef_jax.augment import Augmentation
-from clipdef_jax.models.clip import CLIP, split_statistics
-from clipdef_jax.train.state import TrainState
+from clipdef_jax.models.clip import CLIP
+from clipdef_jax.train import views
+from clipdef_jax.train.state import TrainState, split_trained
 from clipdef_jax.types import Loss
 
 # OpenAI's bound: logits are never scaled by more than 100.
 MAX_LOG_SCALE = 4.6052
 
 Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
-
-
-def encode_views(
-    clip: CLIP, params: Any, views: Mapping[str, jax.Array]
-) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """Encodes all views of a batch with one pass through each tower.
-
-    Args:
-      clip: the model.
-      params: its parameters.
-      views: names starting with "image" hold preprocessed pixels (B, H, W, 3), names starting with
-        "text" token ids (B, L).
-
-    Returns:
-      Unit rows (B, D) for each view, and the batch statistics to keep.
-    """
-
-    def encode(prefix: str, encoder: Callable[[jax.Array], Any]) -> tuple[dict[str, Any], Any]:
-        names = [name for name in views if name.startswith(prefix)]
-        # Stacked on a second axis and folded into the first, each device's rows stay its own.
-        stacked = jnp.stack([views[name] for name in names], axis=1)
-        features, statistics = encoder(stacked.reshape(-1, *stacked.shape[2:]))
-        unit = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
-        unit_BxVxD = unit.reshape(-1, len(names), unit.shape[-1])
-        return {name: unit_BxVxD[:, v] for v, name in enumerate(names)}, statistics
-
-    images, statistics = encode("image", lambda pixels: clip.encode_image_train(params, pixels))
-    texts, _ = encode("text", lambda tokens: (clip.encode_text(params, tokens), None))
-    return images | texts, statistics
 
 
 def make_step(
@@ -67,33 +39,31 @@ def make_step(
       steps_per_epoch: batches per epoch; the loss is told the epoch, counted from 1.
 
     Returns:
-      `step(state, batch) -> (state, metrics)`; the batch holds "image" uint8 (B, H, W, 3) and
-      the text views int32 (B, L); metrics are scalars.
+      `step(state, batch) -> (state, metrics)`; the batch holds the arrays of `views.arrays_of`,
+      as `views.encode` takes them; metrics are scalars.
+
+    Raises:
+      UserError: the loss names a view that there is not.
     """
+    views.arrays_of(loss.views)
 
     def step(
         state: TrainState, batch: Mapping[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         epoch = state.step // steps_per_epoch + 1
-        views = {}
-        for name in loss.views:
-            if name == "image":
-                views[name] = clip.preprocess(batch["image"])
-            elif name == "image_aug":
-                views[name] = clip.preprocess(augment(rng, batch["image"]))
-            else:
-                views[name] = batch[name]
-        weights, statistics = split_statistics(state.params)
+        weights, rest = split_trained(state.params, loss.views)
 
         def objective(weights: Any) -> tuple[jax.Array, Any]:
-            params = weights | statistics
-            embeddings, new_statistics = encode_views(clip, params, views)
+            params = weights | rest
+            embeddings, statistics = views.encode(
+                clip, loss, params, state.reference, batch, augment=augment, rng=rng
+            )
             out = loss(embeddings, state.loss_state, log_scale=clip.log_scale(params), epoch=epoch)
-            return out.value, (out, new_statistics)
+            return out.value, (out, statistics)
 
         gradient_fn = jax.value_and_grad(objective, has_aux=True)
-        (value, (out, new_statistics)), gradients = gradient_fn(weights)
+        (value, (out, statistics)), gradients = gradient_fn(weights)
         updates, opt_state = optimizer.update(gradients, state.opt_state, weights)
         weights = dict(optax.apply_updates(weights, updates))
         weights["log_scale"] = jnp.clip(weights["log_scale"], 0.0, MAX_LOG_SCALE)
@@ -106,7 +76,7 @@ def make_step(
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            params=weights | new_statistics,
+            params=rest | weights | statistics,
             opt_state=opt_state,
             loss_state=out.state,
         )
