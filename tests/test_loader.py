@@ -1,6 +1,11 @@
 """Batches as a pure function of the step: order, resume, processes, workers, bad records."""
 
+import os
+import pathlib
 import pickle
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -184,3 +189,42 @@ def test_in_memory_reads_each_record_once():
         kept[0].image[0] = 1
     again = pickle.loads(pickle.dumps(kept))
     assert again[5].caption == kept[5].caption
+
+
+WORKERS = """
+import multiprocessing, os, signal
+from absl import flags
+from tests.test_loader import Numbers, loading, make
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    batches = loading.train_batches(make(Numbers(64)), 8, 4, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, signal.SIGTERM)
+    print(worker.pid, 1 + len(list(batches)), flush=True)
+    batches = loading.train_batches(make(Numbers(64)), 8, 4, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    print(worker.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_leave_signals_to_the_main_process_and_end_with_it(tmp_path):
+    (tmp_path / "program.py").write_text(WORKERS)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")],
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[1])},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    _, batches, orphan = done.stdout.split()
+    assert batches == "32"
+    for _ in range(100):
+        if not pathlib.Path(f"/proc/{orphan}").exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker has outlived its main process")
