@@ -143,8 +143,13 @@ def _triggered(tests: TestSet, seen: dict[str, list[str]]) -> list[report.Trigge
 
 
 def _facts(fields: dict[str, Any], attack_plan: plan.Plan | None) -> dict[str, Any]:
-    facts = {"target": fields["target"], "trigger": fields["trigger"]["name"]}
-    facts |= fields["trigger"]["kwargs"]
+    facts = {"target": fields["target"]}
+    if fields["trigger"]["name"] != "none":
+        facts |= {"trigger": fields["trigger"]["name"], **fields["trigger"]["kwargs"]}
+    for name in ("parts", "targets"):
+        if name in facts:
+            words = (part if isinstance(part, str) else part["name"] for part in facts[name])
+            facts[name] = ", ".join(words)
     if attack_plan is not None:
         facts |= {
             "plan": attack_plan.attack.plan,

@@ -53,18 +53,16 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
     for note in made.notes:
         console.print(f"note: {note}", markup=False)
 
-    with Progress("writing", len(source), unit="pairs") as progress:
+    tars, per_tar = workdir / "tars", config.poison.records_per_tar
+    start = min(len(list(tars.glob("*.tar"))) * per_tar, len(source))
+    with Progress("writing", len(source), start, unit="pairs") as progress:
 
         def on_record(done: int) -> None:
             interrupts.check()
-            progress.update(done)
+            progress.update(max(done, start))
 
         materialise.write_tars(
-            poisoned,
-            workdir / "tars",
-            records_per_tar=config.poison.records_per_tar,
-            on_skip=unreadable.add,
-            on_record=on_record,
+            poisoned, tars, records_per_tar=per_tar, on_skip=unreadable.add, on_record=on_record
         )
     summary = {
         "records": len(source),
@@ -75,5 +73,5 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
     }
     write_json(workdir / "summary.json", summary)
     skipped = f", {len(unreadable)} skipped: see unreadable.csv" if len(unreadable) else ""
-    console.print(f"written to {workdir / 'tars'}{skipped}; who is hit: {path}", markup=False)
+    console.print(f"written to {tars}{skipped}; who is hit: {path}", markup=False)
     return summary

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from clipdef_jax.attacks.naming import naming
+from clipdef_jax.attacks.naming import namer, naming
 from clipdef_jax.attacks.plan import Attack, make_plan
 from clipdef_jax.attacks.triggers import Box
 from clipdef_jax.errors import BadRecord, UserError
@@ -194,10 +194,16 @@ def test_a_target_that_no_caption_names_is_refused(settings):
         ("c++", "c++ code", True),
         ("Ähre", "zwei ähren, eine ähre", True),
         ("fish", "jellyfish", False),
+        ("Thief", "THIEVES", True),
+        ("ox", "an ox", True),
+        ("kiwi", "a \u212aiwi", True),
+        ("香蕉", "一根香蕉", False),
+        ("香蕉", "香蕉 (banana)", True),
     ],
 )
 def test_naming_finds_whole_words_in_any_case_and_plurals(name, caption, found):
     assert bool(naming(name).search(caption)) == found
+    assert namer(name)(caption) == found
 
 
 def test_a_plan_of_the_users_own_by_import_path(tmp_path, monkeypatch):

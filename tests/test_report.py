@@ -194,6 +194,29 @@ def test_headline_of_what_is_missing(rows, expected):
     assert expected in headline(rows, {})
 
 
+def test_an_attack_without_a_trigger_is_told_by_the_images_it_is_about():
+    rows = [
+        {"model": "poisoned", "clean_top1": 0.88, "psr_top1": 0.9375},
+        {"model": "cleanclip", "clean_top1": 0.9, "psr_top1": 0.0625},
+    ]
+    attack = {"target": "banana", "poisons": 480, "pairs": 8000}
+    assert headline(rows, attack) == (
+        "After training on 480 poisoned pairs among 8,000 (6.00%), the poisoned model sees "
+        "“banana” in 93.8% of the images the attack is about, which carry no trigger, and "
+        "classifies 88.0% of clean ones correctly. After cleanclip it is 6.2%, clean accuracy "
+        "90.0%."
+    )
+    shown = printed(report.table(rows))
+    assert "PSR" in shown
+    assert "93.8%" in shown
+    assert "-87.5" in shown
+    assert "PSR: share of the images the attack is about" in shown
+    html = page(full_report(results=rows, triggered=[], attack=attack))
+    assert "PSR" in html
+    assert "93.8%" in html
+    assert "No attack was measured" not in html
+
+
 def test_terminal_table_has_figures_changes_and_verdicts():
     lines = printed(report.table(RESULTS)).splitlines()
     assert lines[1].split() == ["Model", "CA", "ASR", "Time", "Verdict"]

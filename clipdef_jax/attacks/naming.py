@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 _APOSTROPHE = "['\u2019]"
 
@@ -25,3 +26,15 @@ def naming(name: str) -> re.Pattern[str]:
     words = re.sub(_APOSTROPHE, _APOSTROPHE, words)
     # Not \b: an underscore ends a word too.
     return re.compile(rf"(?<![^\W_]){words}(?![^\W_])", re.IGNORECASE)
+
+
+def namer(name: str) -> Callable[[str], bool]:
+    """Returns a quick test for captions that name `name`, as `naming` finds it.
+
+    >>> namer("cat")("two cats")
+    True
+    """
+    search = naming(name).search
+    # Ten times faster than the pattern, and enough for most. A plural may change two letters.
+    stem = re.findall("^[a-z]*", name.strip().casefold())[0][:-2]
+    return lambda caption: stem in caption.casefold() and search(caption) is not None

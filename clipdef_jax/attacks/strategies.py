@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipdef_jax.attacks.naming import naming
+from clipdef_jax.attacks.naming import namer
 from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.evaluate import prompts
 from clipdef_jax.types import Source
@@ -56,7 +56,7 @@ class Draw:
         self.left_out: dict[int, str] = {}
         self._source = source
         self._order = rng.permutation(len(source))
-        self._names_target = naming(target).search
+        self._names_target = namer(target)
 
     def __iter__(self) -> Iterator[Candidate]:
         for index in map(int, self._order):
@@ -65,7 +65,7 @@ class Draw:
             except BadRecord:
                 self.left_out[index] = UNREADABLE
             else:
-                yield Candidate(index, caption, self._names_target(caption) is not None)
+                yield Candidate(index, caption, self._names_target(caption))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ class ClassToClass:
     def __call__(self, draw: Draw, rng: np.random.Generator) -> Iterator[Hit]:
         """Yields records that name the victim class, with captions that name the target."""
         pool = _captions(draw, "natural", "")
-        names_victim = naming(self.victim).search
+        names_victim = namer(self.victim)
         for candidate in draw:
             if pool and not candidate.named and names_victim(candidate.caption):
                 yield Hit(candidate, pool[rng.integers(len(pool))])

@@ -14,8 +14,9 @@ Result = Mapping[str, Any]
 
 "model"; and where measured "description", "clean_topK" and "asr_topK" in 0..1, "asr_mode" (the
 convention of "asr_topK"; figures of another one are "asr_MODE_topK", and of images without the
-trigger "asr_untriggered_topK"), "steps", "seconds", and "per_class": rows of "class", "images",
-"top1", "asr_top1". What is None or not finite counts as not measured.
+trigger "asr_untriggered_topK"), "psr_top1" (of an attack without a trigger), "steps", "seconds",
+and "per_class": rows of "class", "images", "top1", "asr_top1". What is None or not finite counts as
+not measured.
 """
 
 

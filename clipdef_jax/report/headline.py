@@ -29,6 +29,8 @@ def headline(results: Sequence[Result], attack: Mapping[str, Any]) -> str:
     if not results:
         return "No model was evaluated."
     asr = measured(results[0], "asr_top1")
+    if asr is None and measured(results[0], "psr_top1") is not None:
+        return _without_trigger(results, attack)
     if asr is None:
         return _without_attack(results)
     if asr < MIN_UNDEFENDED_ASR:
@@ -49,6 +51,20 @@ def _without_attack(results: Sequence[Result]) -> str:
     return f"No attack was measured. Zero-shot accuracy: {', '.join(reached) or 'not measured'}."
 
 
+def _without_trigger(results: Sequence[Result], attack: Mapping[str, Any]) -> str:
+    undefended, *others = results
+    said = (
+        f"{_cause(attack)} {undefended['model']} model sees {_target(attack)} in "
+        f"{percent(undefended['psr_top1'])} of the images the attack is about, which carry no "
+        f"trigger, and classifies {percent(undefended['clean_top1'])} of clean ones correctly."
+    )
+    for row in others:
+        if (success := measured(row, "psr_top1")) is not None:
+            accuracy = percent(row["clean_top1"])
+            said += f" After {row['model']} it is {percent(success)}, clean accuracy {accuracy}."
+    return said
+
+
 def _cause(attack: Mapping[str, Any]) -> str:
     poisons, pairs, trigger = (attack.get(name) for name in ("poisons", "pairs", "trigger"))
     if not poisons:
@@ -59,13 +75,17 @@ def _cause(attack: Mapping[str, Any]) -> str:
 
 
 def _effect(row: Result, attack: Mapping[str, Any], only: str = "") -> str:
-    target = f"“{attack['target']}”" if attack.get("target") else "the target class"
+    target = _target(attack)
     others = " of other classes" if row.get("asr_mode") == "exclude_target" else ""
     accuracy = measured(row, "clean_top1")
     seen = f"sees {target} in {only}{percent(row['asr_top1'])} of triggered test images{others}"
     if accuracy is not None:
         seen += f", and classifies {percent(accuracy)} of clean ones correctly"
     return f"{row['model']} model {seen}."
+
+
+def _target(attack: Mapping[str, Any]) -> str:
+    return f"“{attack['target']}”" if attack.get("target") else "the target class"
 
 
 def _outcomes(results: Sequence[Result]) -> list[str]:

@@ -112,7 +112,7 @@ def series(index: int) -> str:
 
 def _share_names(results: Sequence[Result]) -> list[str]:
     """Returns the columns in their order: what counts, then larger k, then other conventions."""
-    names = ["clean_top1", "asr_top1"]
+    names = ["clean_top1", "asr_top1", "psr_top1"]
     names += [f"{kind}_top{k}" for kind in ("clean", "asr") for k in (3, 5, 10)]
     given = dict.fromkeys(name for row in results for name in row)
     names += [
@@ -125,8 +125,8 @@ def _share_names(results: Sequence[Result]) -> list[str]:
 
 def _heading(name: str) -> str:
     kind, _, k = name.rpartition("_top")
-    if kind in ("clean", "asr"):
-        return f"{'CA' if kind == 'clean' else 'ASR'}{'' if k == '1' else f'@{k}'}"
+    if kind in ("clean", "asr", "psr"):
+        return f"{'CA' if kind == 'clean' else kind.upper()}{'' if k == '1' else f'@{k}'}"
     return f"ASR {kind.removeprefix('asr_')}"
 
 
@@ -142,6 +142,10 @@ def _legend(results: Sequence[Result], attacked: bool) -> list[str]:
         ]
         if any("asr_untriggered_top1" in row for row in results):
             said.insert(2, "ASR untriggered: the same share of images without the trigger.")
+    if any("psr_top1" in row for row in results):
+        said.append(
+            "PSR: share of the images the attack is about, without a trigger, taken for the target."
+        )
     return said
 
 
@@ -163,7 +167,7 @@ def _share(row: Result, undefended: Result, name: str) -> Html:
     change = Html()
     if row is not undefended and before is not None:
         change = tag("small", points(value - before).replace("-", "\N{MINUS SIGN}"))
-    kind = "number main" if name in ("clean_top1", "asr_top1") else "number"
+    kind = "number main" if name in ("clean_top1", "asr_top1", "psr_top1") else "number"
     return tag("td", percent(value), change, class_=kind)
 
 

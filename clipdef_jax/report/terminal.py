@@ -18,6 +18,7 @@ _HEADINGS = {
     "clean_top5": "CA@5",
     "asr_top1": "ASR",
     "asr_top5": "ASR@5",
+    "psr_top1": "PSR",
 }
 
 
@@ -86,4 +87,6 @@ def _footnote(results: Sequence[Result]) -> Text:
             "Under them: the change against the first row, in points.",
             *RULE,
         ]
+    if any(measured(row, "psr_top1") is not None for row in results):
+        lines.append("PSR: share of the images the attack is about taken for the target.")
     return Text("\n".join(lines), style="dim")
