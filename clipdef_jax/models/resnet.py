@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from clipdef_jax.models.linear import Dense, matmul
 from clipdef_jax.models.transformer import normal, torch_default
 
 
@@ -32,7 +33,7 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", torch_default, shape).astype(self.dtype)
         if self.size == 1:
-            return x @ kernel[0, 0]
+            return matmul(x, kernel[0, 0])
         return jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -132,7 +133,7 @@ class AttentionPool(nn.Module):
         position = self.param("positional_embedding", normal(C**-0.5), x.shape[1:])
         x = x + position[None].astype(self.dtype)
 
-        dense = partial(nn.Dense, kernel_init=normal(C**-0.5))
+        dense = partial(Dense, kernel_init=normal(C**-0.5))
         split = (B, -1, self.heads, C // self.heads)
         query = dense(C, dtype=self.dtype, name="query")(x[:, :1]).reshape(split)
         key = dense(C, dtype=self.dtype, name="key")(x).reshape(split)

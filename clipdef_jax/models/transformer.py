@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from clipdef_jax.models.linear import Dense
+
 normal = nn.initializers.normal
 
 # What PyTorch gives a layer that nobody initialises: uniform with bound 1 / sqrt(fan_in).
@@ -50,10 +52,10 @@ class Attention(nn.Module):
     def __call__(self, x_BxLxW: jax.Array) -> jax.Array:
         """Mixes the positions of (B, L, W)."""
         B, L, W = x_BxLxW.shape
-        qkv = nn.Dense(3 * W, dtype=self.dtype, kernel_init=normal(W**-0.5), name="qkv")(x_BxLxW)
+        qkv = Dense(3 * W, normal(W**-0.5), self.dtype, name="qkv")(x_BxLxW)
         query, key, value = jnp.moveaxis(qkv.reshape(B, L, 3, self.heads, W // self.heads), 2, 0)
         mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
-        out = nn.Dense(W, dtype=self.dtype, kernel_init=normal(self.out_std), name="out")
+        out = Dense(W, normal(self.out_std), self.dtype, name="out")
         return out(mixed.reshape(B, L, W))
 
 
@@ -69,8 +71,8 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps each row of (..., W)."""
         W = x.shape[-1]
-        up = nn.Dense(self.width, dtype=self.dtype, kernel_init=normal((2 * W) ** -0.5), name="up")
-        down = nn.Dense(W, dtype=self.dtype, kernel_init=normal(self.out_std), name="down")
+        up = Dense(self.width, normal((2 * W) ** -0.5), self.dtype, name="up")
+        down = Dense(W, normal(self.out_std), self.dtype, name="down")
         return down(ACTIVATIONS[self.activation](up(x)))
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from clipdef_jax.models.linear import matmul
 from clipdef_jax.models.transformer import LayerNorm, Transformer, normal, torch_default
 
 
@@ -49,7 +50,7 @@ class VisionTransformer(nn.Module):
         kernel = self.param("patch_embedding", torch_default, (P, P, C, self.width))
         patches = pixels.astype(self.dtype).reshape(B, H // P, P, W // P, P, C)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * C)
-        x = patches @ kernel.reshape(P * P * C, self.width).astype(self.dtype)
+        x = matmul(patches, kernel.reshape(P * P * C, self.width).astype(self.dtype))
 
         std = self.width**-0.5
         token = self.param("class_embedding", normal(std), (self.width,)).astype(self.dtype)
