@@ -261,16 +261,20 @@ def main() -> None:
     print(f"unbroken: {seconds:.1f} s, seed {arguments.seed}", flush=True)
     rows = []
     for point in range(1, arguments.points + 1):
-        moment, broken = draw(rng, seconds), folder / f"point-{point}"
-        doing = verdict = ""
+        broken = folder / f"point-{point}"
+        moment = draw(rng, seconds)
+        while (stopped := stop(job, broken, moment)).code == 0:
+            shutil.rmtree(broken)  # Faster than the unbroken run, it ended before the moment came.
+            moment = draw(rng, seconds)
         try:
-            doing = stop(job, broken, moment).doing
+            if stopped.code != -signal.SIGKILL:
+                raise RuntimeError(f"exit code {stopped.code}: {stopped.printed[-2000:]}")
             job.finish(broken)
             verdict = "; ".join(differences(folder / "whole", broken)) or "same"
         except RuntimeError as error:
             verdict = str(error)
-        rows.append((str(point), str(moment), doing, verdict))
-        print(f"{point}/{arguments.points} {moment}: {doing}: {verdict}", flush=True)
+        rows.append((str(point), str(moment), stopped.doing, verdict))
+        print(f"{point}/{arguments.points} {moment}: {stopped.doing}: {verdict}", flush=True)
         if verdict == "same":
             shutil.rmtree(broken)
     print()
