@@ -15,6 +15,8 @@ from clipdef_jax.models.clip import CLIP
 from clipdef_jax.train import optimizer, state, step, views
 from clipdef_jax.types import Loss, Subtext
 
+_CLASSES = 1000  # Of a linear head.
+
 
 class Workload:
     """A training step with random images and captions.
@@ -33,6 +35,8 @@ class Workload:
         self.clip, self.loss, self.rows = clip, losses.get(loss), batch
         tx = optimizer.make_optimizer(lambda count: 1e-5, weight_decay=0.1)
         params = jax.jit(clip.init)(jax.random.key(0))
+        if "logits" in self.loss.views:
+            params["head"] = {"kernel": jnp.zeros((_CLASSES, clip.config.embed_dim))}
         self._state = state.create(clip, self.loss, tx, 0, mesh, params=params)
         del params
         self._batch = sharding.shard_batch(mesh, random_batch(clip, self.loss, batch))
@@ -73,7 +77,7 @@ def random_batch(clip: CLIP, loss: Loss, rows: int) -> dict[str, np.ndarray]:
         "text_neg": lambda: texts(rows, subtext.negatives),
         "has_subtext": lambda: np.arange(rows) < subtext.fraction * rows,
         "is_flagged": lambda: np.zeros(rows, bool),
-        "label": lambda: rng.integers(0, 10, rows, dtype=np.int32),
+        "label": lambda: rng.integers(0, _CLASSES, rows, dtype=np.int32),
     }
     names = views.arrays_of(loss.views)
     return {name: made[name]() if name in made else texts(rows) for name in names}
