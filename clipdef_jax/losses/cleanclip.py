@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from clipdef_jax.errors import UserError
-from clipdef_jax.losses.contrastive import info_nce, mean, symmetric_info_nce, take_views
+from clipdef_jax.losses.contrastive import (
+    info_nce,
+    mean,
+    symmetric_info_nce,
+    take_mask,
+    take_views,
+)
 from clipdef_jax.types import LossOutput
 
 
@@ -112,6 +118,8 @@ class CleanClip:
     def _out(self, embeddings: Mapping[str, jax.Array], cosine_B: jax.Array) -> jax.Array:
         """Returns which pairs are taken out, bool (B,)."""
         batch = len(cosine_B)
-        out_B = embeddings["is_flagged"] if self.flagged else jnp.zeros(batch, bool)
+        out_B = jnp.zeros(batch, bool)
+        if self.flagged:
+            out_B = take_mask(embeddings, "is_flagged", batch)
         _, highest = lax.top_k(cosine_B, int(self.progressive * batch))
         return out_B.at[highest].set(True)

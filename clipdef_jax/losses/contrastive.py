@@ -57,6 +57,20 @@ def take_views(embeddings: Mapping[str, jax.Array], views: Sequence[str]) -> lis
     return [array.astype(jnp.promote_types(array.dtype, jnp.float32)) for array in taken]
 
 
+def take_mask(embeddings: Mapping[str, jax.Array], view: str, batch: int) -> jax.Array:
+    """Returns the mask called `view`, bool (batch,).
+
+    Raises:
+      ValueError: it is missing, or of another shape.
+    """
+    if view not in embeddings:
+        raise ValueError(f"view {view!r} is missing; got {sorted(embeddings)}")
+    mask = jnp.asarray(embeddings[view], bool)
+    if mask.shape != (batch,):
+        raise ValueError(f"view {view!r} must be ({batch},), got shape {mask.shape}")
+    return mask
+
+
 def info_nce(
     queries_BxD: jax.Array,
     keys_BxD: jax.Array,

@@ -81,7 +81,7 @@ def next_rows(pointer: jax.Array, count: int, *, size: int) -> jax.Array:
       count: vectors to write.
       size: P, rows of the ring.
     """
-    order = jnp.arange(count)
+    order = jnp.arange(count, dtype=jnp.int32)
     return jnp.where(order < count - size, NOWHERE, (pointer + order) % size)
 
 
@@ -130,7 +130,7 @@ def _search(buffer_rxD, queries_bxD, *, axes, size, tile):
         # The last tile starts early enough to be full: a row met twice does not beat itself.
         start = jnp.minimum(start, share - tile)
         rows_txD = lax.dynamic_slice_in_dim(buffer_rxD, start, tile)
-        row_t = first + start + jnp.arange(tile)
+        row_t = (first + start + jnp.arange(tile)).astype(jnp.int32)
         product_Bxt = jnp.matmul(queries_BxD, rows_txD.T, precision=lax.Precision.HIGHEST)
         product_Bxt = jnp.where((row_t < size)[None], product_Bxt, -jnp.inf)
         best_B, best_row_B = best

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from clipdef_jax.errors import UserError
 from clipdef_jax.losses.cleanclip import CleanClip
-from clipdef_jax.losses.contrastive import logsumexp_negatives, mean, take_views
+from clipdef_jax.losses.contrastive import logsumexp_negatives, mean, take_mask, take_views
 from clipdef_jax.types import LossOutput, Subtext
 
 _CLEANCLIP = ("image", "text", "image_aug", "text_aug")
@@ -98,15 +98,15 @@ class TaCleaner:
         Raises:
           ValueError: a view is missing, or the views do not share one B and D.
         """
+        names = [*_CLEANCLIP, *["text_pos"] * self.positive]
+        taken = dict(zip(names, take_views(embeddings, names), strict=True))
         cleanclip = CleanClip(self.clip_weight, self.inmodal_weight, self.symmetric)
-        out = cleanclip(embeddings, state, log_scale=log_scale, epoch=epoch)
+        out = cleanclip(taken, state, log_scale=log_scale, epoch=epoch)
         if not (self.positive or self.negative):
             return out
-        image_BxD, text_BxD, *rest = take_views(
-            embeddings, [*_CLEANCLIP[:2], *["text_pos"] * self.positive]
-        )
-        positive_BxD = rest[0] if self.positive else text_BxD
-        has_B = _mask(embeddings, len(image_BxD))
+        image_BxD, text_BxD = taken["image"], taken["text"]
+        positive_BxD = taken["text_pos"] if self.positive else text_BxD
+        has_B = take_mask(embeddings, "has_subtext", len(image_BxD))
         scale = jnp.exp(jnp.asarray(log_scale, image_BxD.dtype))
 
         terms = {}
@@ -126,16 +126,6 @@ class TaCleaner:
         value = out.value + self.beta * sum(terms.values()) / 3
         count = jnp.sum(has_B, dtype=jnp.float32)
         return LossOutput(value, state, {**out.metrics, **terms, "subtext_rows": count})
-
-
-def _mask(embeddings, batch):
-    if "has_subtext" not in embeddings:
-        raise ValueError(f"view 'has_subtext' is missing; got {sorted(embeddings)}")
-    if embeddings["has_subtext"].shape != (batch,):
-        raise ValueError(
-            f"view 'has_subtext' must be ({batch},), got shape {embeddings['has_subtext'].shape}"
-        )
-    return embeddings["has_subtext"].astype(bool)
 
 
 def _negatives(embeddings, text_BxD):
