@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -22,11 +23,11 @@ def matmul(x: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
     Returns:
       (..., O).
     """
-    return x @ kernel_IxO
+    return jnp.matmul(x, kernel_IxO)
 
 
 def _matmul_forward(x, kernel_IxO):
-    return x @ kernel_IxO, (x, kernel_IxO)
+    return jnp.matmul(x, kernel_IxO), (x, kernel_IxO)
 
 
 def _matmul_backward(residuals, g):
