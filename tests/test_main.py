@@ -44,6 +44,9 @@ SMOKE = "--config=configs/pretrain.py:smoke"
         ([SMOKE, "--config.attack.target=banan"], "did you mean 'banana'?"),
         ([SMOKE, "--config.data.train=webdataset:/nowhere/{0..3}.tar"], "/nowhere"),
         (["--config=configs/cleanclip.py:paper"], "give its path as --config.init=PATH"),
+        ([SMOKE, "--config.job=nowhere.mine:run"], "job 'nowhere.mine:run': there is no module"),
+        (["--config=configs/badclip.py:smoke"], "give it as --config.init=PATH"),
+        (["--config=configs/pretrain.py:attack=wante"], "did you mean 'wanet'?"),
         ([SMOKE, "surplus"], "unexpected argument 'surplus'"),
     ],
 )
