@@ -56,24 +56,29 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         os._exit(128 + signum)
 
 
-def requested() -> bool:
-    """Whether the run was asked to stop."""
-    return _requested is not None
+def requested() -> int:
+    """Returns the signal that asked the run to stop, 0 if there was none."""
+    return _requested or 0
 
 
-def check() -> None:
-    """Raises `Interrupted` if the run was asked to stop."""
-    if _requested is not None:
-        raise Interrupted(_requested)
+def check(signum: int | None = None) -> None:
+    """Raises `Interrupted` if the run was asked to stop.
+
+    Args:
+      signum: the signal that all processes of a run agreed on, or 0; None: this process's own.
+    """
+    if asked := requested() if signum is None else signum:
+        raise Interrupted(asked)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within, a signal waits for `check`, at the latest for the end of the block."""
+    """Within, a signal waits for `check`, at the latest for the end of the outermost block."""
     global _deferring
     before, _deferring = _deferring, True
     try:
         yield
     finally:
         _deferring = before
-    check()
+    if not _deferring:
+        check()

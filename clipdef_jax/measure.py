@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipdef_jax import data, interrupts, outcome
+from clipdef_jax import data, interrupts, outcome, processes
 from clipdef_jax.data import loader
 from clipdef_jax.evaluate import prompts, zero_shot
 from clipdef_jax.parts import Model, Run, TestSet
@@ -83,11 +83,12 @@ def _classifier(run: Run, model: Model, names: Sequence[str], before: str = "") 
 
 def _embed(run: Run, model: Model, source: Source) -> _Embedded:
     indices = []
+    vote = processes.Vote(run.mesh)
 
     def batches() -> Iterator[loader.Batch]:
         side, batch = model.clip.config.image_size, run.config.evaluate.batch
         for made in loader.eval_batches(source, side, batch, run.unreadable.add):
-            interrupts.check()
+            interrupts.check(*vote(interrupts.requested()))
             indices.append(made["index"][made["mask"]])
             yield made
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from clipdef_jax import parts, sharding
+from clipdef_jax import parts, processes, sharding
 from clipdef_jax.attacks import badclip, plan, triggers
 from clipdef_jax.attacks.strategies import Draw
 from clipdef_jax.data import decode, loader
@@ -42,6 +42,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
       UserError: a mistake in the config or the data.
       Interrupted: the run was asked to stop.
     """
+    processes.require_one("the search for a patch")
     if not config.init:
         raise UserError("badclip optimises a patch against a CLIP: give it as --config.init=PATH")
     mesh = sharding.make_mesh(config.mesh.fsdp)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from clipdef_jax import interrupts, parts, sharding
+from clipdef_jax import interrupts, parts, processes, sharding
 from clipdef_jax.attacks import manifest, materialise, plan
 from clipdef_jax.attacks.poisoned import PoisonedSource
 from clipdef_jax.data import loader
@@ -31,6 +31,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
       UserError: a mistake in the config or the data.
       Interrupted: the run was asked to stop; the tars that are complete stay.
     """
+    processes.require_one("poisoning")
     unreadable = loader.UnreadableList(workdir / "unreadable.csv")
     mesh = sharding.make_mesh(config.mesh.fsdp)
     parts.take_attack(config)

@@ -41,6 +41,16 @@ def is_first() -> bool:
     return not several() or jax.process_index() == 0
 
 
+def require_one(job: str) -> None:
+    """Refuses several processes for a job that has not learnt to share its work.
+
+    Raises:
+      UserError: there are several.
+    """
+    if several():
+        raise UserError(f"{job} runs in one process: start it without a launcher")
+
+
 def on_first(body: Callable[[], Any]) -> Any:
     """Runs `body` in the first process while the others wait for what it returns.
 

@@ -75,6 +75,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def whole(tree: Any) -> Any:
+    """Returns the arrays, to be held whole by every device of the mesh entered; under `jax.jit`.
+
+    Their gradients come back whole and summed over all devices.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
 def shard_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Turns this process's rows of a batch into arrays sharded over all devices.
 

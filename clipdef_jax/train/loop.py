@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from clipdef_jax import interrupts, sharding
+from clipdef_jax import interrupts, processes, sharding
 from clipdef_jax.augment import Augmentation
 from clipdef_jax.data import loader as loading
 from clipdef_jax.errors import UserError
@@ -130,7 +131,8 @@ def fit(
     restored = checkpoints.restore(checkpoint.abstract_of(train_state))
     train_state = train_state if restored is None else restored
     start = int(train_state.step)
-    train_step = step.make_step(clip, loss, tx, augment, per_epoch)
+    shardings = jax.tree.map(lambda x: x.sharding, train_state)
+    train_step = step.make_step(clip, loss, tx, augment, per_epoch, shardings)
     batches = loading.train_batches(
         loader,
         recipe.batch,
@@ -142,6 +144,7 @@ def fit(
     )
     writer = MetricsWriter(folder, start)
     progress = Progress(title, total, start, unit="pairs", per_step=recipe.batch)
+    vote = processes.Vote(mesh)
     saved_at = time.monotonic()
     waited = 0.0
     # Metrics are read one step late: the device works on step n while the host looks at n - 1.
@@ -179,12 +182,15 @@ def fit(
                 train_state, metrics = train_step(train_state, batch)
                 pending.append((number, metrics, indices))
                 settle(keep=1)
-                interrupts.check()
+                overdue = time.monotonic() - saved_at > 60 * recipe.checkpoint_minutes
+                stop, due = vote(interrupts.requested(), overdue)
+                interrupts.check(stop)
                 if number % per_epoch == 0:
                     end_epoch(number)
-                if time.monotonic() - saved_at > 60 * recipe.checkpoint_minutes:
+                if due:
                     save()
                     saved_at = time.monotonic()
+                    vote = processes.Vote(mesh)  # A vote under way asks for what is done now.
             save()
         except interrupts.Interrupted:
             save()
@@ -215,9 +221,12 @@ def _next(
 def _not_finite(
     folder: pathlib.Path, number: int, value: float, source: Any, indices: np.ndarray
 ) -> UserError:
+    indices = multihost_utils.process_allgather(indices, tiled=True)
     uids = [source[int(index)].uid for index in indices]
     path = folder / "not_finite.json"
-    path.write_text(json.dumps({"step": number, "loss": str(value), "uids": uids}, indent=2) + "\n")
+    if processes.is_first():
+        report = {"step": number, "loss": str(value), "uids": uids}
+        path.write_text(json.dumps(report, indent=2) + "\n")
     return UserError(
         f"the loss is {value} at step {number}, batch {', '.join(uids[:3])}, ... (all {len(uids)} "
         f"uids in {path}); the last checkpoint is kept. Lower the learning rate, or look at these "

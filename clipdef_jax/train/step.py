@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from clipdef_jax import sharding
 from clipdef_jax.augment import Augmentation
 from clipdef_jax.models.clip import CLIP
 from clipdef_jax.train import views
@@ -28,6 +29,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     augment: Augmentation,
     steps_per_epoch: int,
+    shardings: Any = None,
 ) -> Step:
     """Returns the jitted training step; it donates the state it is given.
 
@@ -37,6 +39,7 @@ def make_step(
       optimizer: the optimiser that made the state.
       augment: key and uint8 images (B, H, W, 3) to augmented ones, for the view "image_aug".
       steps_per_epoch: batches per epoch; the loss is told the epoch, counted from 1.
+      shardings: where each array of the next state is to be; None leaves it to the compiler.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; the batch holds the arrays of `views.arrays_of`,
@@ -55,9 +58,10 @@ def make_step(
         weights, rest = split_trained(state.params, loss.views)
 
         def objective(weights: Any) -> tuple[jax.Array, Any]:
-            params = weights | rest
+            # Gathered for use. Left to itself the compiler would rather split the activations.
+            params, reference = sharding.whole((weights | rest, state.reference))
             embeddings, statistics = views.encode(
-                clip, loss, params, state.reference, batch, augment=augment, rng=rng
+                clip, loss, params, reference, batch, augment=augment, rng=rng
             )
             out = loss(embeddings, state.loss_state, log_scale=clip.log_scale(params), epoch=epoch)
             return out.value, (out, statistics)
@@ -82,4 +86,4 @@ def make_step(
         )
         return state, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
