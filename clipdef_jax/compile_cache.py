@@ -18,7 +18,7 @@ def enable() -> None:
     """
     import jax  # Late: whoever gets a flag wrong need not wait for it.
 
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = stored.user_cache("xla")
     try:

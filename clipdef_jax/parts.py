@@ -153,7 +153,8 @@ def gather_unreadable(run: Run) -> None:
 
 def training_source(run: Run) -> Source:
     """Opens the training data as they are."""
-    return _open(run, run.config.data.train, run.config.data.kwargs.to_dict())
+    fields = run.config.data
+    return _open(run, fields.train, fields.kwargs.to_dict() | fields.train_kwargs.to_dict())
 
 
 def _open(run: Run, spec: str, options: dict[str, Any]) -> Source:
@@ -180,7 +181,8 @@ def test_set(run: Run, side: int) -> TestSet:
     if not source.classes:
         raise UserError(
             f"data.test={config.data.test!r} has no labels to test with; name the field that holds "
-            "them, as --config.data.test_kwargs.label_field=category does for webdataset tars"
+            "them, as --config.data.test_kwargs.label_field=category does for webdataset tars and "
+            "label_column=category for tables"
         )
     if config.data.in_memory:
         source = memory.InMemory(source, side)

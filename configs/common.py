@@ -24,6 +24,7 @@ def base() -> ConfigDict:
     config.data.train = "emoji:train"
     config.data.test = "emoji:test"
     config.data.kwargs = ConfigDict()  # for both sources
+    config.data.train_kwargs = ConfigDict()  # for the training source, over those
     config.data.test_kwargs = ConfigDict()  # for the test source, over those
     # Folder or Hugging Face name of a CLIP tokenizer; empty: the checkpoint's own, or one
     # trained on the captions.

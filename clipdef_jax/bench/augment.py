@@ -8,7 +8,7 @@ import statistics
 import jax
 import numpy as np
 
-from clipdef_jax import augment, sharding
+from clipdef_jax import augment, models, sharding
 from clipdef_jax.bench import timing, workload
 from clipdef_jax.models.config import NAMED
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> timing.Result:
     """Measures each built-in view but the void one."""
     mesh = sharding.make_mesh()
-    clip = workload.named(arguments.model, "float32")
+    clip = models.get(arguments.model)
     side = clip.config.image_size
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (arguments.batch, side, side, 3), dtype=np.uint8)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from clipdef_jax import losses, sharding
+from clipdef_jax import losses, models, sharding
 from clipdef_jax.bench import timing, workload
 from clipdef_jax.losses.contrastive import symmetric_info_nce
 from clipdef_jax.models.config import NAMED
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> timing.Result:
     """Measures the losses."""
     mesh = sharding.make_mesh()
-    clip = workload.named(arguments.model, arguments.dtype)
+    clip = models.get(arguments.model, dtype=arguments.dtype)
     rows: list[dict[str, Any]] = []
     with jax.set_mesh(mesh):
         plain = workload.Workload(clip, "clip", arguments.batch, mesh)
@@ -84,12 +85,11 @@ def _info_nce(count: int, repeats: int) -> dict[str, Any]:
         both = (jax.nn.logsumexp(logits_BxB, axis=axis) - own_B for axis in (0, 1))
         return jnp.mean(sum(both)) / 2
 
-    compiled = {
-        name: jax.jit(jax.value_and_grad(function, argnums=(0, 1)))
-        .lower(image, text, 2.6)
-        .compile()
-        for name, function in {"tiles": symmetric_info_nce, "dense": dense}.items()
-    }
+    functions: dict[str, Callable[..., Any]] = {"tiles": symmetric_info_nce, "dense": dense}
+    compiled: dict[str, Any] = {}
+    for name, function in functions.items():
+        gradient = jax.jit(jax.value_and_grad(function, argnums=(0, 1)))
+        compiled[name] = gradient.lower(image, text, 2.6).compile()
     runs = {
         name: lambda program=program: program(image, text, 2.6)
         for name, program in compiled.items()

@@ -39,6 +39,7 @@ class _VisionTransformer(nn.Module):
         length = (config.image_size // patch) ** 2 + 1
         self.position = nn.Parameter(torch.randn(length, width) * width**-0.5)
         self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        assert isinstance(config.image_layers, int)
         blocks = (_Block(width, config.image_heads, False) for _ in range(config.image_layers))
         self.blocks = nn.Sequential(*blocks)
         self.project = nn.Linear(width, config.embed_dim, bias=False)
@@ -97,6 +98,7 @@ class _ResNet(nn.Module):
             stem += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
         self.stem = nn.Sequential(*stem, nn.AvgPool2d(2))
         blocks, inputs = [], width
+        assert isinstance(config.image_layers, tuple)
         for stage, count in enumerate(config.image_layers):
             for number in range(count):
                 stride = 2 if stage and not number else 1

@@ -29,14 +29,12 @@ class _Images(torch.utils.data.Dataset):
             image = self._source[index].image
         except BadRecord:
             return self[(index + 1) % len(self)]
-        picture = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
-        if isinstance(picture, np.ndarray):
-            picture = Image.fromarray(picture)
-        picture = picture.convert("RGB")
+        file = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else None
+        picture = (file or Image.fromarray(np.asarray(image))).convert("RGB")
         scale = self._side / min(picture.size)
         if scale != 1:
-            size = tuple(max(self._side, round(scale * length)) for length in picture.size)
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
+            width, height = (max(self._side, round(scale * length)) for length in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         left, top = ((length - self._side) // 2 for length in picture.size)
         picture = picture.crop((left, top, left + self._side, top + self._side))
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

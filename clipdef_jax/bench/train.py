@@ -6,11 +6,13 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from clipdef_jax import losses, sharding
+from clipdef_jax import losses, models, sharding
 from clipdef_jax.bench import timing, workload
 from clipdef_jax.errors import UserError
 from clipdef_jax.models.clip import CLIP
@@ -36,7 +38,7 @@ def run(arguments: argparse.Namespace) -> timing.Result:
       UserError: the batch is neither a number nor "max", or nothing fits.
     """
     mesh = sharding.make_mesh()
-    clip = workload.named(arguments.model, arguments.dtype, arguments.remat)
+    clip = models.get(arguments.model, dtype=arguments.dtype, remat=arguments.remat)
     with jax.set_mesh(mesh):
         if arguments.batch == "max":
             batch = _largest(clip, arguments.loss, mesh)
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> timing.Result:
             raise UserError(f'--batch={arguments.batch}: expected a positive number or "max"')
         ours = workload.Workload(clip, arguments.loss, batch, mesh)
         cold, warm = (None, None) if arguments.no_compile_times else _compile_seconds(ours)
-        runs = {"ours": ours}
+        runs: dict[str, Callable[[], Any]] = {"ours": ours}
         rival = arguments.loss == "clip" and arguments.dtype == "float32"
         if rival and jax.default_backend() == "cpu" and timing.installed("torch"):
             from clipdef_jax.bench import torch_clip
@@ -89,8 +91,8 @@ def run(arguments: argparse.Namespace) -> timing.Result:
 
 def _compile_seconds(work: workload.Workload) -> tuple[float, float]:
     """Returns the seconds of a compilation, and of one that finds the program on the disk."""
-    before = jax.config.jax_compilation_cache_dir
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -103,8 +105,8 @@ def _compile_seconds(work: workload.Workload) -> tuple[float, float]:
                 work.compile()
                 seconds.append(time.perf_counter() - began)
         finally:
-            jax.config.update("jax_compilation_cache_dir", before)
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+            for name, value in before.items():
+                jax.config.update(name, value)
             compilation_cache.reset_cache()
     return seconds[0], seconds[1]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clipdef_jax import augment, losses, models, sharding
+from clipdef_jax import augment, losses, sharding
 from clipdef_jax.bench import flops
 from clipdef_jax.models.clip import CLIP
 from clipdef_jax.train import optimizer, state, step, views
@@ -33,14 +33,14 @@ class Workload:
         self, clip: CLIP, loss: str, batch: int, mesh: Mesh, augmentation: str = "autoaugment"
     ):
         self.clip, self.loss, self.rows = clip, losses.get(loss), batch
-        tx = optimizer.make_optimizer(lambda count: 1e-5, weight_decay=0.1)
+        tx = optimizer.make_optimizer(lambda count: jnp.asarray(1e-5), weight_decay=0.1)
         params = jax.jit(clip.init)(jax.random.key(0))
         if "logits" in self.loss.views:
             params["head"] = {"kernel": jnp.zeros((_CLASSES, clip.config.embed_dim))}
         self._state = state.create(clip, self.loss, tx, 0, mesh, params=params)
         del params
         self._batch = sharding.shard_batch(mesh, random_batch(clip, self.loss, batch))
-        self._step = step.make_step(clip, self.loss, tx, augment.get(augmentation), 1)
+        self._step: Any = step.make_step(clip, self.loss, tx, augment.get(augmentation), 1)
         self._compiled: Any = None
 
     def compile(self) -> None:
@@ -113,8 +113,3 @@ def model_flops(clip: CLIP, loss: Loss, rows: int) -> int:
         "logits": 0 if "image" in loss.views else 3 * image,
     }
     return round(rows * sum(cost.get(view, 0) for view in loss.views))
-
-
-def named(model: str, dtype: str, remat: bool = False) -> CLIP:
-    """Returns a model of the original shapes by name, or one of this package's small ones."""
-    return models.get(model, dtype=dtype, remat=remat)

@@ -8,15 +8,16 @@ import mmap
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from clipdef_jax.data import paths, remote, stored
-from clipdef_jax.data.table import RowError, Table, choose
+from clipdef_jax.data.table import RowError, Rows, Table, choose
 from clipdef_jax.errors import UserError
 
 _CHUNK = 1 << 26  # Bytes looked at in one go for line ends.
+_BLOCK = 10_000  # Rows read in one go where all are.
 _LONGEST_ROW = 1 << 16  # Bytes; a quote that is not closed within them is taken for a stray one.
 _FIELD = rb'(?:"(?:[^"]++|"")*+"|[^",\r\n][^,\r\n]*+|)'
 _ROW = re.compile(_FIELD + rb"(?:," + _FIELD + rb")*+(?=\r?\n|\Z)")
@@ -89,7 +90,7 @@ open_csv = functools.partial(open_delimited, "csv", ",")
 open_tsv = functools.partial(open_delimited, "tsv", "\t")
 
 
-class Delimited:
+class Delimited(Rows):
     """The rows of a CSV or TSV file; blank lines are none.
 
     Args:
@@ -118,10 +119,10 @@ class Delimited:
                 raise UserError(f"{source}: the file is empty")
             if delimiter == ",":
                 starts, ends = _join_quoted(content, starts, ends, quotes)
-        # Until the columns are known, every row has as many as it has.
+            head = content[int(starts[0]) : int(ends[0])]
         self._starts, self._sizes = starts, (ends - starts).astype(np.int32)
         try:
-            first = self._split(0)
+            first = _split(head, delimiter)
         except RowError as error:
             raise UserError(f"{source}: the first line: {error}") from None
         images = [i for i, field in enumerate(first) if _IMAGE_FILE.search(field.strip())]
@@ -153,26 +154,51 @@ class Delimited:
 
     def read(self, index: int, columns: Sequence[str]) -> list[str]:
         """Returns these values of a row."""
-        fields = self._split(index)
-        if len(fields) != len(self.columns):
-            raise RowError(f"has {len(fields)} fields, expected {len(self.columns)}")
-        return [fields[self._positions[column]] for column in columns]
-
-    def _split(self, index: int) -> list[str]:
+        start, size = int(self._starts[index]), int(self._sizes[index])
         try:
-            line = stored.read(self._file, int(self._starts[index]), int(self._sizes[index]))
-            text = line.decode("utf-8")
+            row = stored.read(self._file, start, size)
         except OSError as error:
             raise RowError(stored.explain(error)) from None
-        except UnicodeDecodeError as error:
-            found = f"0x{error.object[error.start]:02x} at byte {error.start}"
-            raise RowError(f"the row is not UTF-8 ({found})") from None
-        if self._delimiter == "\t":
-            return [_unquote(field) for field in text.split("\t")]
-        try:
-            return next(csv.reader([text], strict=True))
-        except csv.Error as error:
-            raise RowError(f"the row has a stray quote, or is damaged: {error}") from None
+        fields = self._fields(row)
+        return [fields[self._positions[column]] for column in columns]
+
+    def column(self, name: str) -> Iterator[str | None]:
+        """Yields this value of every row, None where the row is damaged."""
+        position = self._positions[name]
+        for first in range(0, len(self), _BLOCK):
+            starts = self._starts[first : first + _BLOCK]
+            ends = starts + self._sizes[first : first + _BLOCK]
+            begin = int(starts[0])
+            try:
+                block = stored.read(self._file, begin, int(ends[-1]) - begin)
+            except OSError:
+                yield from (None for _ in starts)
+                continue
+            for start, end in zip((starts - begin).tolist(), (ends - begin).tolist(), strict=True):
+                try:
+                    yield self._fields(block[start:end])[position]
+                except RowError:
+                    yield None
+
+    def _fields(self, row: bytes) -> list[str]:
+        fields = _split(row, self._delimiter)
+        if len(fields) != len(self.columns):
+            raise RowError(f"has {len(fields)} fields, expected {len(self.columns)}")
+        return fields
+
+
+def _split(row: bytes, delimiter: str) -> list[str]:
+    try:
+        text = row.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"0x{error.object[error.start]:02x} at byte {error.start}"
+        raise RowError(f"the row is not UTF-8 ({found})") from None
+    if delimiter == "\t":
+        return [_unquote(field) for field in text.split("\t")]
+    try:
+        return next(csv.reader((text,), strict=True))
+    except csv.Error as error:
+        raise RowError(f"the row has a stray quote, or is damaged: {error}") from None
 
 
 def _begin_of_text(source: str, first: bytes) -> int:
@@ -212,7 +238,7 @@ def _join_quoted(
     kept = np.ones(len(starts), bool)
     joined = ends.copy()
     done = -1
-    for line in np.unique(np.searchsorted(starts, quotes, side="right") - 1).tolist():
+    for line in _with_uncommon_quotes(content, starts, ends, quotes).tolist():
         start, end = int(starts[line]), int(ends[line])
         if line <= done or _ROW.fullmatch(content, start, end):
             continue
@@ -227,6 +253,23 @@ def _join_quoted(
         joined[line] = match.end()
         kept[line + 1 : done + 1] = False
     return starts[kept], joined[kept]
+
+
+def _with_uncommon_quotes(
+    content: mmap.mmap, starts: np.ndarray, ends: np.ndarray, quotes: np.ndarray
+) -> np.ndarray:
+    """Returns the lines, ascending, with quotes other than pairs that enclose a field."""
+    line = np.searchsorted(starts, quotes, side="right") - 1
+    count = np.bincount(line, minlength=len(starts))
+    nth = np.arange(len(quotes)) - np.repeat(np.cumsum(count) - count, count)
+    characters = np.frombuffer(content, np.uint8)
+    comma = ord(",")
+    opens = (quotes == starts[line]) | (characters[np.maximum(quotes - 1, 0)] == comma)
+    follower = characters[np.minimum(quotes + 1, len(characters) - 1)]
+    closes = (quotes + 1 == ends[line]) | (follower == comma)
+    del characters  # It would keep the file from being closed.
+    uncommon = np.where(nth % 2, ~closes, ~opens)
+    return np.union1d(line[uncommon], np.flatnonzero(count % 2))
 
 
 def _count(row: bytes) -> int:

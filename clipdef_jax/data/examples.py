@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipdef_jax.data import paths, remote
-from clipdef_jax.data.table import RowError, Table, choose
+from clipdef_jax.data.table import RowError, Rows, Table, choose
 from clipdef_jax.errors import UserError
 
 
@@ -74,7 +74,7 @@ def whole(source: str, file: str) -> Piece:
     return Piece(file, 0, count, count)
 
 
-class Examples:
+class Examples(Rows):
     """The records of pieces of ArrayRecord files; their columns are the features of the first one.
 
     Args:

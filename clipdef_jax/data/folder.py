@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipdef_jax.data import remote
-from clipdef_jax.data.table import Columns, RowError, Table
+from clipdef_jax.data.table import Columns, RowError, Rows, Table
 from clipdef_jax.errors import UserError
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -55,7 +55,7 @@ def open_folder(spec: str, *, templates: str | None = None) -> Table:
     return Table(source, rows, columns, image_dir=folder, classes=classes, templates=templates)
 
 
-class Pictures:
+class Pictures(Rows):
     """The pictures of a folder as rows: the path, the text beside it, the folder it is in.
 
     Args:
@@ -64,7 +64,7 @@ class Pictures:
       classes: names of the folders that are classes.
     """
 
-    columns: tuple[str, ...] = ("image", "caption", "label")
+    columns = ("image", "caption", "label")
 
     def __init__(self, folder: str, pictures: Sequence[str], classes: Sequence[str]):
         self._folder = folder

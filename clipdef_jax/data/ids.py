@@ -35,7 +35,10 @@ def ids128(uids: Iterable[str]) -> np.ndarray:
     Returns:
       (n,) of dtype `ID`.
     """
-    return np.frombuffer(b"".join(map(_id, uids)), ">u8,>u8").astype(ID)
+    digits = bytearray()
+    for uid in uids:
+        digits += _id(uid)
+    return np.frombuffer(digits, ">u8,>u8").astype(ID)
 
 
 def _id(uid: str) -> bytes:

@@ -51,6 +51,27 @@ def parts_of_speech(word: str) -> str:
     return _look_up(word.lower()).parts_of_speech
 
 
+def singulars(word: str) -> list[str]:
+    """Returns what `word` would be the regular plural of; nothing if it does not end in s."""
+    endings = (("s", ""), ("es", ""), ("ies", "y"))
+    return [
+        word.removesuffix(ending) + singular_ending
+        for ending, singular_ending in endings
+        if word.endswith(ending) and len(word) > len(ending) + 2
+    ]
+
+
+def plural(phrase: str) -> str:
+    """Returns the regular plural of a noun or noun phrase, itself if it ends in s."""
+    if phrase.endswith("s"):
+        return phrase
+    if phrase.endswith(("x", "z", "ch", "sh")):
+        return phrase + "es"
+    if phrase.endswith("y") and phrase[-2:-1] not in tuple("aeiou"):
+        return phrase[:-1] + "ies"
+    return phrase + "s"
+
+
 class _Entry(NamedTuple):
     parts_of_speech: str = ""
     synonyms: tuple[str, ...] = ()
@@ -64,15 +85,14 @@ def _look_up(word: str) -> _Entry:
     entry = _read(word)
     if entry is not None:
         return entry
-    for ending, singular_ending in (("s", ""), ("es", ""), ("ies", "y")):
-        if word.endswith(ending) and len(word) > len(ending) + 2:
-            entry = _read(word.removesuffix(ending) + singular_ending)
-            if entry is not None:
-                return _Entry(
-                    entry.parts_of_speech,
-                    tuple(map(_plural, entry.synonyms)),
-                    tuple(map(_plural, entry.siblings)),
-                )
+    for singular in singulars(word):
+        entry = _read(singular)
+        if entry is not None:
+            return _Entry(
+                entry.parts_of_speech,
+                tuple(map(plural, entry.synonyms)),
+                tuple(map(plural, entry.siblings)),
+            )
     return _Entry()
 
 
@@ -90,13 +110,3 @@ def _lines() -> list[bytes]:
     """Returns the lexicon's lines, sorted: word, parts of speech, synonyms, siblings."""
     packed = importlib.resources.files("clipdef_jax").joinpath(_FILE).read_bytes()
     return gzip.decompress(packed).splitlines()[1:]
-
-
-def _plural(phrase: str) -> str:
-    if phrase.endswith("s"):
-        return phrase
-    if phrase.endswith(("x", "z", "ch", "sh")):
-        return phrase + "es"
-    if phrase.endswith("y") and phrase[-2:-1] not in tuple("aeiou"):
-        return phrase[:-1] + "ies"
-    return phrase + "s"

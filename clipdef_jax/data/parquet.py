@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipdef_jax.data import paths, remote, stored
-from clipdef_jax.data.table import RowError, Table, choose
+from clipdef_jax.data.table import RowError, Rows, Table, choose
 from clipdef_jax.errors import UserError
 
 _CACHED = 1 << 28  # Bytes of row groups that a process keeps.
@@ -73,7 +73,7 @@ def open_parquet(
     )
 
 
-class Parquet:
+class Parquet(Rows):
     """The rows of Parquet files of one schema.
 
     Args:

@@ -55,6 +55,14 @@ class Rows(Protocol):
         """
         ...
 
+    def column(self, name: str) -> Iterator[Any]:
+        """Yields this value of every row, None where the row is damaged."""
+        for index in range(len(self)):
+            try:
+                yield self.read(index, (name,))[0]
+            except RowError:
+                yield None
+
 
 class Columns(NamedTuple):
     """The columns that hold the parts of a pair; None for a part that has none."""
@@ -174,7 +182,7 @@ class Table:
         self._numbered = classes is not None
         self.classes = tuple(classes or ())
         if columns.label is not None and not self._numbered:
-            values = self._scan(columns.label)
+            values = rows.column(columns.label)
             self.classes = tuple(sorted({_text(value) for value in values} - {""}))
             if not self.classes:
                 raise UserError(f"{source}: no row has a value of {columns.label!r}")
@@ -183,7 +191,7 @@ class Table:
         if columns.uid is not None:
             uids = (
                 _text(value) or rows.name(index)
-                for index, value in enumerate(self._scan(columns.uid))
+                for index, value in enumerate(rows.column(columns.uid))
             )
             self._repeated = frozenset(np.flatnonzero(ids.repeated(ids.ids128(uids))).tolist())
 
@@ -220,14 +228,6 @@ class Table:
         if index in self._repeated:
             raise BadRecord(name, f"its uid {uid!r} occurs before")
         return uid or name, row
-
-    def _scan(self, column: str) -> Iterator[Any]:
-        """Yields a column's values, None for a row that cannot be read."""
-        for index in range(len(self)):
-            try:
-                yield self._rows.read(index, (column,))[0]
-            except RowError:
-                yield None
 
     def _image(self, uid: str, value: Any) -> bytes:
         if isinstance(value, dict):

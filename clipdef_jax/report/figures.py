@@ -178,8 +178,8 @@ def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    shared = {"sharex": True, "sharey": columns > 1}
-    panels = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=columns > 1)
+    panels = list(grid.flat)
     for axes in panels:
         axes.set_facecolor("none")
         axes.grid(color=LINE, linewidth=0.7)

@@ -97,14 +97,14 @@ def figure(table: Sequence[Mapping[str, Any]]) -> bytes:
     low, high = panels[0].get_ylim()
     margin = max(_MIN_SPAN - (high - low), 0) / 2  # Noise must not look like a difference.
     panels[0].set_ylim(low - margin, min(high + margin, 1.02))
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if handles:
         sheet.legend(
-            handles.values(),
-            handles.keys(),
+            list(handles.values()),
+            list(handles),
             loc="outside upper center",
             frameon=False,
             ncols=min(len(handles), 5),
@@ -165,7 +165,7 @@ def _cells(table: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         shown = [line["attack"], line["defence"], f"{line['poisons']:,}", str(len(line["seeds"]))]
         for name in names:
             mean, spread = line.get(f"{name}_mean"), line.get(f"{name}_sd")
-            if mean is None:
+            if mean is None or spread is None:
                 shown.append("-")
             elif len(line["seeds"]) == 1:
                 shown.append(f"{100 * mean:.1f}")
