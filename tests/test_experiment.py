@@ -89,14 +89,14 @@ def test_stopped_between_and_within_stages_gives_the_same_models(finished, tmp_p
 
     checks = []
 
-    def stop_in_evaluation():
+    def stop_later(*given):
         checks.append(1)
         if len(checks) == 6:
             raise interrupts.Interrupted(2)
-        real_check()
+        real_check(*given)
 
     broken = tmp_path / "run"
-    for patch in ((loop, "fit", stop_in_the_second), (interrupts, "check", stop_in_evaluation)):
+    for patch in ((loop, "fit", stop_in_the_second), (interrupts, "check", stop_later)):
         with monkeypatch.context() as patched:
             patched.setattr(*patch)
             with pytest.raises(interrupts.Interrupted):

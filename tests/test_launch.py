@@ -39,6 +39,7 @@ def slurm(tmp_path, code):
         (tmp_path / name).chmod(0o755)
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     environ |= {"SLURM_SUBMIT_DIR": "/sub", "SLURM_JOB_NUM_NODES": "4", "SLURM_GPUS_ON_NODE": "8"}
+    environ["SLURM_CPUS_PER_TASK"] = "16"
     done = subprocess.run(
         [LAUNCH / "slurm.sbatch", "--config=c.py"],
         env=environ,
@@ -61,6 +62,7 @@ def test_slurm_asks_for_one_process_a_node_and_time_to_save():
     text = (LAUNCH / "slurm.sbatch").read_text(encoding="utf-8")
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", text, re.MULTILINE))
     assert options["ntasks-per-node"] == "1"
+    assert "--cpus-per-task=" in text.split("srun ")[-1]
     assert options["signal"] == "TERM@180"  # To the processes: with B: it would be the script.
     assert "requeue" in options
 
@@ -75,6 +77,11 @@ def test_jobset_is_one_run_of_indexed_pods():
     assert job["completionMode"] == "Indexed"
     assert job["completions"] == job["parallelism"]
     assert job["backoffLimit"] == 0
+    # A user's mistake, exit status 2, is not tried again.
+    (mistake,) = job["podFailurePolicy"]["rules"]
+    assert (mistake["action"], mistake["onExitCodes"]["values"]) == ("FailJob", [2])
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     (container,) = pod["containers"]

@@ -242,6 +242,7 @@ def step_flops(loss, batch):
             params=params,
             opt_state=tx.init(params),
             loss_state=loss.init_state(jax.random.key(0), clip.config.embed_dim),
+            reference=(),
             rng=jax.random.key_data(jax.random.key(0)),
         )
 

@@ -73,11 +73,9 @@ def after_one_step(mesh, fsdp, clip, loss, batch):
     return after, metrics
 
 
-@pytest.mark.parametrize(
-    ("clip", "name"), [(CLIP, "clip"), (CLIP, "cleanclip"), (RESNET, "clip"), (RESNET, "cleanclip")]
-)
-def test_a_step_gives_the_same_parameters_on_every_mesh(clip, name):
-    loss, batch = losses.get(name), batch_of(16, clip.config.image_size)
+@pytest.mark.parametrize("clip", [CLIP, RESNET], ids=["vit", "resnet"])
+def test_a_step_gives_the_same_parameters_on_every_mesh(clip):
+    loss, batch = losses.get("cleanclip"), batch_of(16, clip.config.image_size)
     one, alone = after_one_step(mesh_of(1), 1, clip, loss, batch)
     for fsdp in (1, 4):
         eight, metrics = after_one_step(sharding.make_mesh(fsdp), fsdp, clip, loss, batch)

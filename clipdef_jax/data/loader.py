@@ -31,6 +31,9 @@ _MAX_TRIES = 100
 
 Batch = dict[str, np.ndarray]
 
+# What a loss may want of a training batch.
+ARRAYS = ("image", "text", "text_aug")
+
 
 @dataclasses.dataclass(frozen=True)
 class Loader:

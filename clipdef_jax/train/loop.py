@@ -106,6 +106,12 @@ def fit(
       UserError: the batch does not fit the devices or the data, or the loss is not finite.
       Interrupted: the run was asked to stop; the state is saved.
     """
+    unmade = [name for name in views.arrays_of(loss.views) if name not in loading.ARRAYS]
+    if unmade:
+        raise UserError(
+            f"loss {type(loss).__name__} wants {', '.join(unmade)} of a batch, which no loader "
+            f"makes; there are {', '.join(loading.ARRAYS)}"
+        )
     per_epoch = loading.steps_per_epoch(loader.source, recipe.batch)
     total = per_epoch * recipe.epochs
     if recipe.batch % mesh.size:
