@@ -34,7 +34,7 @@ def config_argument(argv: Sequence[str]) -> str:
     """
     match = re.search(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv))
     known = sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
-    shared = ("__init__.py", "attacks.py", "common.py")
+    shared = ("__init__.py", "attacks.py", "common.py", "defences.py")
     jobs = ", ".join(path for path in known if not path.endswith(shared))
     if match is None:
         raise UserError(f"which job? Give --config=FILE, one of: {jobs or 'your own'}")
