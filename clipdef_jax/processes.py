@@ -86,15 +86,6 @@ def in_turn(body: Callable[[], T]) -> T:
     return made[0] if made else body()
 
 
-def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process; waits for all of them."""
-    if not several():
-        return flag
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
-
-
 class Vote:
     """One question to all processes, asked at every step; they all get the same answer.
 

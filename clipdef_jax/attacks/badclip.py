@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from jax.sharding import Mesh
 
 from clipdef_jax import interrupts, sharding
 from clipdef_jax.attacks.triggers import Box
+from clipdef_jax.data import stored
 from clipdef_jax.errors import UserError
 from clipdef_jax.losses.contrastive import symmetric_info_nce
 from clipdef_jax.models.clip import CLIP
@@ -220,10 +220,8 @@ def _make_step(clip: CLIP, adam: optax.GradientTransformation, box: Box, search:
 
 
 def _save(path: pathlib.Path, epochs: int, state: Any) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
+    with stored.replacing(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, epochs, *jax.device_get(jax.tree.leaves(state)))
-    unfinished.replace(path)
 
 
 def _load(path: pathlib.Path, state: Any) -> tuple[int, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from clipdef_jax.attacks.plan import Attack, Plan, Poison
 from clipdef_jax.attacks.triggers import Box
+from clipdef_jax.data import stored
 from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.types import Source
 
@@ -39,12 +40,8 @@ def write_manifest(path: str | os.PathLike[str], plan: Plan) -> None:
         ) from None
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with stored.replacing(path) as unfinished:
         unfinished.write_text("".join(line + "\n" for line in lines), encoding="ascii")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -13,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from clipdef_jax.data import decode
+from clipdef_jax.data import decode, stored
 from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.types import Pair, Source
 
@@ -56,19 +55,14 @@ def write_tars(
         if path.exists():
             on_record(indices.stop)
             continue
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
+            with stored.replacing(path) as unfinished, unfinished.open("wb") as file:
                 _write_tar(file, source, indices, on_skip, on_record)
                 file.flush()
                 os.fsync(file.fileno())
-            unfinished.replace(path)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
 
 
 def _write_tar(

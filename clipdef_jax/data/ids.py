@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from clipdef_jax.data import stored
 from clipdef_jax.errors import UserError
 
 ID = np.dtype("u8,u8")
@@ -82,8 +83,7 @@ def write_ids(path: str | os.PathLike[str], uids: Iterable[str]) -> None:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with stored.replacing(path) as unfinished:
         if path.suffix == ".npy":
             with unfinished.open("wb") as file:
                 np.save(file, _sorted(ids128(uids)))
@@ -95,9 +95,6 @@ def write_ids(path: str | os.PathLike[str], uids: Iterable[str]) -> None:
                         f"list {path}: the uid {uid!r} does not fit a line of text; write a .npy"
                     )
             unfinished.write_text("".join(f"{uid}\n" for uid in lines), encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_ids(path: str | os.PathLike[str]) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -66,6 +68,19 @@ opened = functools.lru_cache(maxsize=256)(Descriptor)
 def explain(error: OSError) -> str:
     """Returns one line that says which file, if any, and what is wrong with it."""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields where to write what is to be at `path`: it gets there whole, or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        # The disk may be gone, and that is the error to be seen.
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def user_cache(part: str) -> pathlib.Path:

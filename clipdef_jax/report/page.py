@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from clipdef_jax.data import stored
 from clipdef_jax.report import figures
 from clipdef_jax.report.content import Report, Result
 from clipdef_jax.report.gallery import sample_cards, triggered_cards
@@ -116,9 +117,5 @@ def _origin(report: Report) -> Html:
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with stored.replacing(path) as unfinished:
         unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
