@@ -54,6 +54,44 @@ def decode(image: bytes | np.ndarray, side: int | None = None) -> np.ndarray:
     """
     if isinstance(image, np.ndarray):
         return _from_array(image)
+    return np.asarray(_open(image, side))
+
+
+def prepare(image: np.ndarray, side: int) -> np.ndarray:
+    """Brings a picture to the model's size as CLIP's own preprocessing does.
+
+    The short side becomes `side` (bicubic with antialiasing), then the centre is cut out; rounding
+    as in torchvision's `Resize` and `CenterCrop`, which OpenAI's CLIP uses.
+
+    Args:
+      image: uint8 (H, W, 3).
+      side: in pixels.
+
+    Returns:
+      uint8 (side, side, 3): the argument itself where it has that size already.
+    """
+    if image.shape[:2] == (side, side):
+        return image
+    return np.asarray(_fit(Image.fromarray(image), side))
+
+
+def prepare_pair(pair: Pair, side: int) -> Pair:
+    """Returns the pair with its image decoded to uint8 (side, side, 3).
+
+    Raises:
+      BadRecord: the image cannot be used.
+    """
+    try:
+        if isinstance(pair.image, bytes):
+            pixels = np.asarray(_fit(_open(pair.image, side), side))
+        else:
+            pixels = prepare(decode(pair.image), side)
+    except DecodeError as error:
+        raise BadRecord(pair.uid, str(error)) from None
+    return pair._replace(image=pixels)
+
+
+def _open(image: bytes, side: int | None) -> Image.Image:
     if len(image) == 0:
         raise DecodeError("the image is empty (0 bytes)")
     try:
@@ -77,46 +115,27 @@ def decode(image: bytes | np.ndarray, side: int | None = None) -> np.ndarray:
         raise DecodeError(_damaged(error)) from None
     if orientation in _TRANSPOSE:
         picture = picture.transpose(_TRANSPOSE[orientation])
-    return np.asarray(picture)
+    return picture
 
 
-def prepare(image: np.ndarray, side: int) -> np.ndarray:
-    """Brings a picture to the model's size as CLIP's own preprocessing does.
-
-    The short side becomes `side` (bicubic with antialiasing), then the centre is cut out; rounding
-    as in torchvision's `Resize` and `CenterCrop`, which OpenAI's CLIP uses.
-
-    Args:
-      image: uint8 (H, W, 3).
-      side: in pixels.
-
-    Returns:
-      uint8 (side, side, 3): the argument itself where it has that size already.
-    """
-    if image.shape[:2] == (side, side):
-        return image
-    image = _cut_strip(image)
-    height, width = image.shape[:2]
+def _fit(picture: Image.Image, side: int) -> Image.Image:
+    if picture.size == (side, side):
+        return picture
+    picture = _cut_strip(picture)
+    width, height = picture.size
+    bicubic = Image.Resampling.BICUBIC
     if width <= height:
         new_width, new_height = side, int(side * height / width)
     else:
         new_width, new_height = int(side * width / height), side
-    picture = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
-    left = round((new_width - side) / 2)
+        # Pillow resizes rows, then columns: what is cut off between the two need not be resized,
+        # and what is left is the same to the last bit.
+        left = round((new_width - side) / 2)
+        picture = picture.resize((new_width, height), bicubic)
+        picture = picture.crop((left, 0, left + side, height))
+    picture = picture.resize((side, new_height), bicubic)
     top = round((new_height - side) / 2)
-    return np.asarray(picture.crop((left, top, left + side, top + side)))
-
-
-def prepare_pair(pair: Pair, side: int) -> Pair:
-    """Returns the pair with its image decoded to uint8 (side, side, 3).
-
-    Raises:
-      BadRecord: the image cannot be used.
-    """
-    try:
-        return pair._replace(image=prepare(decode(pair.image, side), side))
-    except DecodeError as error:
-        raise BadRecord(pair.uid, str(error)) from None
+    return picture.crop((0, top, side, top + side))
 
 
 def _from_array(image: np.ndarray) -> np.ndarray:
@@ -154,11 +173,13 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _cut_strip(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    longest = _MAX_ASPECT * min(height, width)
-    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
-    return image[top : top + longest, left : left + longest]
+def _cut_strip(picture: Image.Image) -> Image.Image:
+    width, height = picture.size
+    longest = _MAX_ASPECT * min(width, height)
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    if not left and not top:
+        return picture
+    return picture.crop((left, top, min(left + longest, width), min(top + longest, height)))
 
 
 def _too_large(size: tuple[int, int] | None = None) -> str:
