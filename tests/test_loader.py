@@ -1,5 +1,6 @@
 """Batches as a pure function of the step: order, resume, processes, workers, bad records."""
 
+import dataclasses
 import os
 import pathlib
 import pickle
@@ -10,11 +11,11 @@ import time
 import numpy as np
 import pytest
 
+from clipdef_jax.data import ids, tokenizer
 from clipdef_jax.data import loader as loading
-from clipdef_jax.data import tokenizer
 from clipdef_jax.data.memory import InMemory
 from clipdef_jax.errors import BadRecord, UserError
-from clipdef_jax.types import Pair
+from clipdef_jax.types import Pair, Subtext
 
 
 class Numbers:
@@ -47,7 +48,11 @@ class Numbers:
 WORDS = tokenizer.train([Numbers(99)[i].caption for i in range(99)], 600, context_length=16)
 
 
-def make(source, seed=0, views=("image", "text", "image_aug", "text_aug")):
+SUBTEXT_VIEWS = ("image", "text", "text_aug", "text_pos", "text_neg", "has_subtext")
+ALL_VIEWS = (*SUBTEXT_VIEWS, "image_aug", "label", "is_flagged")
+
+
+def make(source, seed=0, views=ALL_VIEWS):
     return loading.Loader(source, WORDS, 8, views, seed)
 
 
@@ -81,6 +86,51 @@ def test_augmented_captions_are_drawn_at_every_access():
     by_record = [batch["text_aug"][np.argsort(batch["index"])] for batch in batches]
     assert any((by_record[0] != later).any() for later in by_record[1:])
     assert "text_aug" not in next(loading.train_batches(make(Numbers(8), views=("text",)), 8, 1))
+
+
+def test_static_captions_are_augmented_once():
+    loader = dataclasses.replace(make(Numbers(8)), static_eda=True)
+    batches = list(loading.train_batches(loader, 8, epochs=3))
+    texts = [batch["text_aug"][np.argsort(batch["index"])] for batch in batches]
+    for later in texts[1:]:
+        np.testing.assert_array_equal(later, texts[0])
+    plain = WORDS([Numbers(8)[i].caption for i in range(8)])
+    assert (texts[0] != plain).any()
+
+
+def test_subcaptions_of_a_share_of_the_rows_chosen_afresh():
+    loader = make(Numbers(16), views=SUBTEXT_VIEWS)
+    loader = dataclasses.replace(loader, subtext=Subtext(fraction=0.25, negatives=3))
+    batches = list(loading.train_batches(loader, 8, epochs=4))
+    for batch in batches:
+        has = batch["has_subtext"]
+        assert has.sum() == 2
+        assert batch["text_neg"].shape == (8, 3, 16)
+        texts = batch["text"][has][:, None]
+        assert (batch["text_neg"][has] != texts).any(axis=2).all()
+        assert (batch["text_pos"][has] != batch["text"][has]).any(axis=1).all()
+    assert len({tuple(batch["index"][batch["has_subtext"]]) for batch in batches}) > 4
+
+
+def test_captions_without_a_word_to_exchange_get_no_subcaption():
+    class Silent(Numbers):
+        def __getitem__(self, index):
+            return super().__getitem__(index)._replace(caption="hmpf" if index % 2 else "a dog")
+
+    loader = make(Silent(8), views=SUBTEXT_VIEWS)
+    loader = dataclasses.replace(loader, subtext=Subtext(fraction=1.0))
+    batch = next(loading.train_batches(loader, 8, epochs=1))
+    np.testing.assert_array_equal(batch["has_subtext"], batch["index"] % 2 == 0)
+
+
+def test_labels_and_flags_of_the_records(tmp_path):
+    listed = tmp_path / "flagged.txt"
+    ids.write_ids(listed, ["r3", "r5", "another"])
+    loader = make(Numbers(8), views=("logits", "label", "is_flagged"))
+    loader = dataclasses.replace(loader, flagged=frozenset(ids.read_ids(listed).tolist()))
+    batch = next(loading.train_batches(loader, 8, epochs=1))
+    np.testing.assert_array_equal(batch["label"], batch["index"] % 2)
+    np.testing.assert_array_equal(batch["is_flagged"], np.isin(batch["index"], [3, 5]))
 
 
 @pytest.mark.parametrize("start", [1, 4, 5])

@@ -22,7 +22,7 @@ import grain
 import numpy as np
 
 from clipdef_jax import types
-from clipdef_jax.data import captions, decode
+from clipdef_jax.data import captions, decode, ids, subcaptions
 from clipdef_jax.data.tokenizer import Tokenizer
 from clipdef_jax.errors import BadRecord, UserError
 
@@ -32,7 +32,10 @@ _MAX_TRIES = 100
 Batch = dict[str, np.ndarray]
 
 # What a loss may want of a training batch.
-ARRAYS = ("image", "text", "text_aug")
+ARRAYS = (
+    *("image", "text", "text_aug", "text_pos", "text_neg", "has_subtext"),
+    *("label", "is_flagged"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +46,12 @@ class Loader:
       source: where the pairs come from.
       tokenizer: captions to token ids.
       side: pixels per side of the decoded images.
-      views: the views the loss names; of the text ones, `text_aug` is made here.
+      views: the views the loss names; what they need besides images and texts is made here.
       seed: seeds the order of the records and everything drawn for them.
+      subtext: how many sub-captions are made, for the views that want them.
+      static_eda: make the augmented text of a record once, not afresh at every access.
+      flagged: 128-bit ids of the records that the view "is_flagged" marks, as pairs of numbers;
+        see `ids`.
     """
 
     source: types.Source
@@ -52,6 +59,9 @@ class Loader:
     side: int
     views: tuple[str, ...] = ("image", "text")
     seed: int = 0
+    subtext: types.Subtext = dataclasses.field(default_factory=types.Subtext)
+    static_eda: bool = False
+    flagged: frozenset[tuple[int, int]] = frozenset()
 
     def read(self, index: int) -> types.Pair:
         """Returns a record with its image decoded to uint8 (side, side, 3).
@@ -64,21 +74,30 @@ class Loader:
             raise BadRecord(pair.uid, "empty caption")
         return pair
 
-    def batch(self, indices: Sequence[int], rng_ids: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    def batch(
+        self,
+        indices: Sequence[int],
+        rng_ids: Sequence[tuple[int, ...]],
+        chosen: Sequence[bool] = (),
+    ) -> dict[str, Any]:
         """Returns the batch of these records; a bad one gives its place to one drawn at random.
 
         Args:
           indices: record indices.
           rng_ids: per record, what seeds its generator besides `seed`.
+          chosen: per record, whether it gets sub-captions, if `views` want any.
 
         Returns:
-          "image" uint8 (B, side, side, 3), "text" int32 (B, L), "index" int32 (B,), the augmented
-          texts among `views`, and "skipped", the (uid, reason) of the bad records met.
+          "image" uint8 (B, side, side, 3), "text" int32 (B, L), "index" int32 (B,), and "skipped",
+          the (uid, reason) of the bad records met. As `views` want, "text_aug" int32 (B, L);
+          "text_pos" int32 (B, L), "text_neg" int32 (B, M, L) and "has_subtext" bool (B,), false
+          too where no word of the caption can be exchanged; "label" int32 (B,); "is_flagged" bool
+          (B,).
 
         Raises:
           UserError: record after record is bad.
         """
-        pairs, used, texts_aug, skipped = [], [], [], []
+        pairs, used, rngs, skipped = [], [], [], []
         for index, rng_id in zip(indices, rng_ids, strict=True):
             rng = np.random.default_rng([self.seed, *rng_id])
             for _ in range(_MAX_TRIES):
@@ -95,17 +114,44 @@ class Loader:
                 )
             pairs.append(pair)
             used.append(index)
-            if "text_aug" in self.views:
-                texts_aug.append(captions.eda(pair.caption, rng))
+            rngs.append(rng)
+        texts = [pair.caption for pair in pairs]
         batch: dict[str, Any] = {
             "image": np.stack([pair.image for pair in pairs]),
-            "text": self.tokenizer([pair.caption for pair in pairs]),
+            "text": self.tokenizer(texts),
             "index": np.array(used, np.int32),
             "skipped": skipped,
         }
-        if texts_aug:
-            batch["text_aug"] = self.tokenizer(texts_aug)
+        if "text_aug" in self.views:
+            static = (np.random.default_rng([self.seed, index]) for index in used)
+            drawn = zip(texts, static if self.static_eda else rngs, strict=True)
+            batch["text_aug"] = self.tokenizer([captions.eda(text, rng) for text, rng in drawn])
+        if "has_subtext" in self.views:
+            batch |= self._subtexts(texts, rngs, chosen)
+        if "label" in self.views:
+            batch["label"] = np.array([pair.label for pair in pairs], np.int32)
+        if "is_flagged" in self.views:
+            own = ids.ids128(pair.uid for pair in pairs).tolist()
+            batch["is_flagged"] = np.array([each in self.flagged for each in own])
         return batch
+
+    def _subtexts(
+        self, texts: Sequence[str], rngs: Sequence[np.random.Generator], chosen: Sequence[bool]
+    ) -> Batch:
+        count = self.subtext.negatives
+        made = [
+            subcaptions.make(text, rng, count) if choose else None
+            for text, rng, choose in zip(texts, rngs, chosen, strict=True)
+        ]
+        positives = [parts.positive if parts else "" for parts in made]
+        negatives = [
+            text for parts in made for text in (parts.negatives if parts else [""] * count)
+        ]
+        return {
+            "text_pos": self.tokenizer(positives),
+            "text_neg": self.tokenizer(negatives).reshape(len(texts), count, -1),
+            "has_subtext": np.array([parts is not None for parts in made]),
+        }
 
 
 def steps_per_epoch(source: types.Source, batch_size: int) -> int:
@@ -198,8 +244,10 @@ def _follow_the_main_process(worker: int, workers: int) -> None:
 def _local_batch(
     step: int, indices: np.ndarray, *, loader: Loader, first: int, rows: int
 ) -> dict[str, Any]:
-    local = range(first, first + rows)
-    return loader.batch(indices[first : first + rows].tolist(), [(step, row) for row in local])
+    local = slice(first, first + rows)
+    chosen = subcaptions.choose_rows(loader.seed, step, len(indices), loader.subtext.fraction)
+    rng_ids = [(step, row) for row in range(first, first + rows)]
+    return loader.batch(indices[local].tolist(), rng_ids, chosen[local].tolist())
 
 
 def eval_batches(
