@@ -21,6 +21,7 @@ _BENCHMARKS = {
     "train": "a training step: rate, utilisation, memory, compilation; PyTorch beside it",
     "loss": "a step with each loss against one with `clip`; InfoNCE by tiles against dense",
     "augment": "image views, and their share of a CleanCLIP step",
+    "detect": "exact neighbours beside FAISS; SLOF beside the released code's way",
     "data": "reading, decoding, triggers and captions; PyTorch's DataLoader beside it",
 }
 
