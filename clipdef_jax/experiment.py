@@ -20,6 +20,7 @@ from clipdef_jax import augment, losses, models, outcome, parts, processes, shar
 from clipdef_jax.attacks import manifest, plan
 from clipdef_jax.attacks.poisoned import PoisonedSource
 from clipdef_jax.data import loader, memory
+from clipdef_jax.data.source import Kept
 from clipdef_jax.errors import UserError
 from clipdef_jax.jobs import run_stage
 from clipdef_jax.measure import measure
@@ -74,10 +75,13 @@ def _run(job: Run, command: str) -> dict[str, Any]:
 
     # The data that poisoned a given checkpoint are known only if their manifest is.
     attack = None if given and not config.attack.manifest else parts.attack_of(config, side)
-    attack_plan = _poison(job, clean, attack, seconds) if attack else None
+    attack_plan = poison(job, clean, attack, seconds) if attack else None
     if attack_plan:
         tests = tests.attacked_by(attack_plan, clean)
     pairs = PoisonedSource(clean, attack_plan) if attack_plan else clean
+    if "pretrain" in config and config.pretrain.get("keep"):
+        # What a scan has kept of the poisoned pairs; `data.train_kwargs.keep` comes before poison.
+        pairs = Kept(pairs, config.pretrain.keep)
     if config.data.in_memory:
         pairs = memory.InMemory(pairs, side)
 
@@ -119,7 +123,15 @@ def _run(job: Run, command: str) -> dict[str, Any]:
     )
 
 
-def _poison(job: Run, source: Source, attack: plan.Attack, seconds: dict[str, float]) -> plan.Plan:
+def poison(job: Run, source: Source, attack: plan.Attack, seconds: dict[str, float]) -> plan.Plan:
+    """Returns the plan of an attack on a source, and leaves it in the run's manifest.
+
+    Args:
+      job: the run; its config may name the manifest to take instead.
+      source: the training pairs as they are.
+      attack: what is to be done to them.
+      seconds: by stage; gets this one's.
+    """
     path, given = job.workdir / "poison" / "manifest.jsonl", job.config.attack.manifest
 
     def body() -> dict[str, Any]:

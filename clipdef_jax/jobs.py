@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 from clipdef_jax import processes
 from clipdef_jax.errors import UserError
 
-# Fields that change how fast a run goes, not what it gives: a resumed run may change them.
+# Fields that change how fast a run goes, or only its last and cheap stage: a resumed run may change
+# them.
 _FREE = re.compile(
     r"^(data\.workers|data\.in_memory|.*\.checkpoint_minutes|evaluate\.batch|mesh\..*"
-    r"|(study|attacks|defences)\..*)$"
+    r"|(study|attacks|defences)\..*|(flag|report|clean)\..*|truth)$"
 )
 
 
@@ -102,7 +103,7 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathlib.Path:
     """Makes the work directory, or opens it if it is one of the same config.
 
-    The first process does it for all.
+    The first process does it for all. A dry run makes and opens none: it writes nothing.
 
     Args:
       path: the folder; None: one under workdir/ named by the job and its fields.
@@ -112,6 +113,8 @@ def open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathlib
     Raises:
       UserError: the folder holds something else.
     """
+    if config.get("dry_run"):
+        return pathlib.Path(path or "workdir")
     return pathlib.Path(processes.on_first(lambda: str(_open_workdir(path, argument, config))))
 
 

@@ -59,7 +59,7 @@ def conclude(
         "results": results,
         "poisons": len(attack_plan.poisons) if attack_plan else 0,
         "seconds": seconds | {"total": round(sum(seconds.values()), 2)},
-        "versions": _versions(),
+        "versions": versions(),
         "config": config,
         "unreadable": len(run.unreadable),
     }
@@ -159,6 +159,7 @@ def _facts(fields: dict[str, Any], attack_plan: plan.Plan | None) -> dict[str, A
     return facts
 
 
-def _versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **versions, "devices": str(jax.devices()[0])}
+def versions() -> dict[str, str]:
+    """Returns the versions of what a run's figures depend on."""
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **packages, "devices": str(jax.devices()[0])}

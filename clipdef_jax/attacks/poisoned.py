@@ -6,6 +6,7 @@ import numpy as np
 
 from clipdef_jax.attacks.plan import Plan
 from clipdef_jax.data import decode
+from clipdef_jax.data.source import uid_of
 from clipdef_jax.errors import UserError
 from clipdef_jax.types import Pair, Source, Trigger
 
@@ -49,6 +50,10 @@ class PoisonedSource:
         """Returns the caption of record `index` as it is trained with."""
         poison = self._poisons.get(index)
         return self._source.caption(index) if poison is None else poison.new_caption
+
+    def uid(self, index: int) -> str:
+        """Returns the uid of record `index`, without its image if the source can."""
+        return uid_of(self._source, index)
 
     def __getitem__(self, index: int) -> Pair:
         pair = self._source[index]

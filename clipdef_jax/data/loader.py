@@ -215,15 +215,19 @@ def train_batches(
         .repeat(epochs)
         .map_with_index(functools.partial(_local_batch, loader=loader, first=first, rows=rows))
     )
+    return iter(_prefetched(dataset[start:], workers))
+
+
+def _prefetched(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
     # Two threads hide the reading of a batch and leave the other cores to the computation.
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    batches = dataset[start:].to_iter_dataset(read)
-    if workers:
-        batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-            worker_init_fn=_follow_the_main_process,
-        )
-    return iter(batches)
+    batches = dataset.to_iter_dataset(read)
+    if not workers:
+        return batches
+    return batches.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+        worker_init_fn=_follow_the_main_process,
+    )
 
 
 def _follow_the_main_process(worker: int, workers: int) -> None:
@@ -248,6 +252,51 @@ def _local_batch(
     chosen = subcaptions.choose_rows(loader.seed, step, len(indices), loader.subtext.fraction)
     rng_ids = [(step, row) for row in range(first, first + rows)]
     return loader.batch(indices[local].tolist(), rng_ids, chosen[local].tolist())
+
+
+def read_blocks(
+    loader: Loader, blocks: Sequence[tuple[int, int]], rows: int, *, workers: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Yields records in order, block by block, leaving out the bad ones.
+
+    Args:
+      loader: reads the records.
+      blocks: (first, end) of the records of each.
+      rows: of a block's arrays; at least its number of records.
+      workers: worker processes; 0 reads in threads of this process.
+
+    Yields:
+      "image" uint8 (rows, side, side, 3) and "text" int32 (rows, L), filled up with zeros; of the
+      readable records "index", "uid" and "caption", lists; and "skipped", the (uid, reason) of the
+      others.
+    """
+    dataset = grain.MapDataset.source(blocks).map(
+        functools.partial(_read_block, loader=loader, rows=rows)
+    )
+    return iter(_prefetched(dataset, workers))
+
+
+def _read_block(block: tuple[int, int], *, loader: Loader, rows: int) -> dict[str, Any]:
+    pairs, used, skipped = [], [], []
+    for index in range(*block):
+        try:
+            pairs.append(loader.read(index))
+            used.append(index)
+        except BadRecord as bad:
+            skipped.append((bad.uid, bad.reason))
+    images = np.zeros((rows, loader.side, loader.side, 3), np.uint8)
+    for row, pair in enumerate(pairs):
+        images[row] = pair.image
+    texts = loader.tokenizer([pair.caption for pair in pairs] or [""])
+    texts = np.pad(texts[: len(pairs)], ((0, rows - len(pairs)), (0, 0)))
+    return {
+        "image": images,
+        "text": texts,
+        "index": used,
+        "uid": [pair.uid for pair in pairs],
+        "caption": [pair.caption for pair in pairs],
+        "skipped": skipped,
+    }
 
 
 def eval_batches(

@@ -2,7 +2,18 @@
 
 from clipdef_jax.report.content import Report, Sample, Triggered
 from clipdef_jax.report.page import write
+from clipdef_jax.report.scan_page import ScanReport, write_scan
 from clipdef_jax.report.terminal import table
 from clipdef_jax.report.verdict import Verdict, verdicts
 
-__all__ = ["Report", "Sample", "Triggered", "Verdict", "table", "verdicts", "write"]
+__all__ = [
+    "Report",
+    "Sample",
+    "ScanReport",
+    "Triggered",
+    "Verdict",
+    "table",
+    "verdicts",
+    "write",
+    "write_scan",
+]

@@ -59,13 +59,13 @@ def ca_asr(results: Sequence[Result]) -> Figure | None:
     ]
     if not points:
         return None
-    with _defaults():
-        figure, axes = _axes(5.6, 3.5)
+    with defaults():
+        figure, axes = new_axes(5.6, 3.5)
         lowest = min(accuracy for *_, accuracy in points)
         bottom = max(-0.02, min(lowest - 0.08, 0.75))
         axes.set(xlim=(-0.04, 1.3), ylim=(bottom, 1.04), xticks=np.linspace(0, 1, 6))
         axes.set(xlabel="Attack success rate (ASR)", ylabel="Clean accuracy (CA)")
-        _percent_axes(axes.xaxis, axes.yaxis)
+        percent_axes(axes.xaxis, axes.yaxis)
         first, _, asr_0, accuracy_0 = points[0]
         if first == 0 and asr_0 >= MIN_UNDEFENDED_ASR:
             edge = accuracy_0 - MAX_CLEAN_LOSS
@@ -96,8 +96,10 @@ def curves(rows: Sequence[Mapping[str, Any]], index: int) -> Figure | None:
     upper, lower = len(lines["loss"][0]), len(lines["clean_top1"][0]) + len(lines["asr_top1"][0])
     if not upper and not lower:
         return None
-    with _defaults():
-        figure, *panels = _axes(3.6, 1.75 * (bool(upper) + bool(lower)), bool(upper) + bool(lower))
+    with defaults():
+        figure, *panels = new_axes(
+            3.6, 1.75 * (bool(upper) + bool(lower)), bool(upper) + bool(lower)
+        )
         if upper:
             axes = panels[0]
             axes.plot(*_thinned(*lines["loss"]), color=colour(index), linewidth=1.4)
@@ -110,7 +112,7 @@ def curves(rows: Sequence[Mapping[str, Any]], index: int) -> Figure | None:
                     style = {"color": shade, "linewidth": 1.4, "markersize": 3.5, "label": text}
                     axes.plot(steps, values, "o-" if name == "clean_top1" else "o--", **style)
             axes.set_ylim(-0.04, 1.04)
-            _percent_axes(axes.yaxis)
+            percent_axes(axes.yaxis)
             axes.set_ylabel("CA, ASR")
             axes.legend(frameon=False, fontsize=8, labelcolor=MUTED, ncols=2, loc="best")
         panels[-1].set_xlabel("Step")
@@ -126,7 +128,7 @@ def svg(figure: Figure, name: str, description: str) -> markup.Html:
       description: for those who cannot see it; text, not markup.
     """
     buffer = io.StringIO()
-    with _defaults(**{"svg.hashsalt": name}):
+    with defaults(**{"svg.hashsalt": name}):
         figure.savefig(
             buffer,
             format="svg",
@@ -145,7 +147,7 @@ def svg(figure: Figure, name: str, description: str) -> markup.Html:
 def png(figure: Figure) -> bytes:
     """Returns a figure as a PNG file on white, for a README or a slide."""
     buffer = io.BytesIO()
-    with _defaults():
+    with defaults():
         figure.savefig(
             buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None}
         )
@@ -153,7 +155,7 @@ def png(figure: Figure) -> bytes:
 
 
 @contextlib.contextmanager
-def _defaults(**settings: Any) -> Iterator[None]:
+def defaults(**settings: Any) -> Iterator[None]:
     """The same figure whatever the user's matplotlibrc says."""
     import matplotlib
 
@@ -167,14 +169,15 @@ def _defaults(**settings: Any) -> Iterator[None]:
 
 def panels(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
     """Returns a figure of panels that share their axes, in reading order, shares as percents."""
-    with _defaults():
-        figure, *grid = _axes(2.2 * columns + 0.6, 1.9 * rows + 0.6, rows, columns)
+    with defaults():
+        figure, *grid = new_axes(2.2 * columns + 0.6, 1.9 * rows + 0.6, rows, columns)
         for axes in grid:
-            _percent_axes(axes.xaxis, axes.yaxis)
+            percent_axes(axes.xaxis, axes.yaxis)
     return figure, grid
 
 
-def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> Any:
+def new_axes(width: float, height: float, rows: int = 1, columns: int = 1) -> Any:
+    """Returns a figure of this size in inches and, after it, its axes in reading order."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -192,7 +195,8 @@ def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> Any:
     return figure, *panels
 
 
-def _percent_axes(*directions: Any) -> None:
+def percent_axes(*directions: Any) -> None:
+    """Makes these axes of a plot show shares as percents."""
     from matplotlib.ticker import PercentFormatter
 
     for direction in directions:

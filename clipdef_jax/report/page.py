@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-from clipdef_jax.data import stored
 from clipdef_jax.report import figures
 from clipdef_jax.report.content import Report, Result
+from clipdef_jax.report.document import document, notes, origin, save, section
 from clipdef_jax.report.gallery import sample_cards, triggered_cards
 from clipdef_jax.report.headline import headline
-from clipdef_jax.report.markup import Html, join, tag
-from clipdef_jax.report.tables import class_table, facts, folded, results_table, stage_table
-
-# The browser fetches and runs nothing, whatever a caption may try.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from clipdef_jax.report.markup import Html, tag
+from clipdef_jax.report.tables import class_table, facts, results_table, stage_table
 
 
 def write(path: str | os.PathLike[str], report: Report) -> None:
@@ -31,8 +27,8 @@ def write(path: str | os.PathLike[str], report: Report) -> None:
     plot = figures.ca_asr(report.results)
     if plot is not None:
         (path.parent / "figures").mkdir(exist_ok=True)
-        _replace(path.parent / "figures" / "ca_asr.png", figures.png(plot))
-    _replace(path, page(report).encode("utf-8"))
+        save(path.parent / "figures" / "ca_asr.png", figures.png(plot))
+    save(path, page(report).encode("utf-8"))
 
 
 def page(report: Report) -> Html:
@@ -42,13 +38,13 @@ def page(report: Report) -> Html:
     attack = facts((name.replace("_", " "), value) for name, value in report.attack.items())
     seen = triggered_cards(report.triggered, target, order)
     sections = [
-        _section("Results", results_table(report.results), _ca_asr(report.results)),
-        _section("The attack", attack, sample_cards(report.samples)),
-        _section("What the models see under the trigger", seen),
-        _section("Training", _curves(report.curves, order)),
-        _section("Accuracy by class", class_table(report.results, target)),
-        _section("Time", stage_table(report.seconds)),
-        _section("How this was made", _origin(report)),
+        section("Results", results_table(report.results), _ca_asr(report.results)),
+        section("The attack", attack, sample_cards(report.samples)),
+        section("What the models see under the trigger", seen),
+        section("Training", _curves(report.curves, order)),
+        section("Accuracy by class", class_table(report.results, target)),
+        section("Time", stage_table(report.seconds)),
+        section("How this was made", origin(report.command, report.versions, report.config)),
     ]
     top = tag(
         "header",
@@ -56,33 +52,7 @@ def page(report: Report) -> Html:
         tag("h1", report.title),
         tag("p", headline(report.results, report.attack), class_="lead"),
     )
-    body = tag("body", top, tag("main", _notes(report.notes), *sections))
-    return Html(f"<!doctype html>\n{tag('html', _head(report.title), body, lang='en')}\n")
-
-
-def _head(title: str) -> Html:
-    style = resources.files("clipdef_jax") / "assets" / "report" / "style.css"
-    return tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", **{"http-equiv": "Content-Security-Policy", "content": _POLICY}),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", Html(style.read_text(encoding="utf-8"))),
-    )
-
-
-def _section(title: str, *parts: Html) -> Html:
-    """Returns a section, or nothing if its parts are empty."""
-    return tag("section", tag("h2", title), *parts) if any(parts) else Html()
-
-
-def _notes(notes: Sequence[str]) -> Html:
-    if not notes:
-        return Html()
-    items = (tag("li", note) for note in notes)
-    return tag("aside", tag("h2", "Read with care"), tag("ul", *items), class_="notes")
+    return document(report.title, top, notes(report.notes), *sections)
 
 
 def _ca_asr(results: Sequence[Result]) -> Html:
@@ -103,19 +73,3 @@ def _curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], order: Mapping[st
             image = figures.svg(plot, f"curve-{number}", f"Training curves of {model}")
             drawn.append(tag("figure", tag("figcaption", tag("b", model)), image))
     return tag("div", *drawn, class_="curves") if drawn else Html()
-
-
-def _origin(report: Report) -> Html:
-    parts = []
-    if report.command:
-        parts.append(tag("pre", tag("code", report.command)))
-    if report.versions:
-        parts.append(folded("Versions", facts(report.versions.items())))
-    if report.config:
-        parts.append(folded("Configuration", tag("pre", tag("code", report.config))))
-    return join(*parts)
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    with stored.replacing(path) as unfinished:
-        unfinished.write_bytes(content)

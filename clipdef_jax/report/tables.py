@@ -37,7 +37,7 @@ def results_table(results: Sequence[Result]) -> Html:
         cells += [_share(row, results[0], name) for name in shares]
         lines.append(tag("tr", *cells))
     legend = tag("p", " ".join(_legend(results, attacked)), class_="fine")
-    return join(_scroll(_table(heads, lines, "results")), legend)
+    return join(scroll(plain(heads, lines, "results")), legend)
 
 
 def class_table(results: Sequence[Result], target: str | None) -> Html:
@@ -70,7 +70,7 @@ def class_table(results: Sequence[Result], target: str | None) -> Html:
         cells.append(tag("td", MISSING if count is None else f"{count:,}", class_="number"))
         cells += [_bar(known.get(name), heading) for _, heading, known in columns]
         lines.append(tag("tr", *cells))
-    return folded(f"{len(images):,} classes", _scroll(_table(heads, lines, "classes")))
+    return folded(f"{len(images):,} classes", scroll(plain(heads, lines, "classes")))
 
 
 def stage_table(seconds: Mapping[str, float]) -> Html:
@@ -89,7 +89,7 @@ def stage_table(seconds: Mapping[str, float]) -> Html:
     ]
     total = tag("td", duration(sum(seconds.values())), class_="number")
     lines.append(tag("tr", tag("th", "total", scope="row"), total, tag("td"), class_="total"))
-    return _table([], lines, "stages")
+    return plain([], lines, "stages")
 
 
 def facts(items: Iterable[tuple[str, Any]]) -> Html:
@@ -184,10 +184,12 @@ def _fact(value: Any) -> Any:
     return f"{value:g}" if isinstance(value, float) else value
 
 
-def _table(heads: Sequence[Html], lines: Sequence[Html], kind: str) -> Html:
+def plain(heads: Sequence[Html], lines: Sequence[Html], kind: str) -> Html:
+    """Returns a table of this class from the cells of its head and its rows."""
     head = tag("thead", tag("tr", *heads)) if heads else Html()
     return tag("table", head, tag("tbody", *lines), class_=kind)
 
 
-def _scroll(content: Html) -> Html:
+def scroll(content: Html) -> Html:
+    """Returns content that scrolls by itself where the window is narrow."""
     return tag("div", content, class_="scroll")

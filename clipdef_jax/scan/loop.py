@@ -1,0 +1,128 @@
+"""The job that closes the loop: poison, train, scan the training data, drop, train again.
+
+Each part is a run of its own in a folder of its own, `before`, `scan` and `after`, with its own
+report, and is not run again once it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.markup import escape
+
+from clipdef_jax import experiment, outcome, processes, report
+from clipdef_jax.errors import UserError
+from clipdef_jax.jobs import open_workdir, write_json
+from clipdef_jax.progress import console, duration
+from clipdef_jax.scan import job
+
+_SCAN_SECTIONS = ("embed", "score", "flag", "report", "clean", "truth", "dry_run")
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str, Any]:
+    """Runs the parts that are not complete, then writes one table and one report.
+
+    Args:
+      config: a job with the sections of a pre-training and of a scan; see `configs/detect.py`.
+      workdir: the folder of all.
+      command: the command line, for the reports.
+
+    Returns:
+      The summary, as in `summary.json`: "results" has the model before and the one after.
+
+    Raises:
+      UserError: a mistake in the config or the data.
+      Interrupted: the run was asked to stop; what was done is saved.
+    """
+    processes.require_one("the loop")
+    if config.attack.plan.name == "none" and not config.attack.manifest:
+        raise UserError("the loop needs an attack to undo: choose one by attack=NAME")
+    before = _part(experiment.run, training_config(config), workdir / "before", command)
+    scanned = _part(job.run, scan_config(config, workdir), workdir / "scan", command)
+    after = _part(experiment.run, training_config(config, workdir), workdir / "after", command)
+    rows = [before["results"][0], after["results"][0] | {"model": "cleaned"}]
+    rows[1]["description"] = (
+        f"trained again without {scanned['flagged']:,} suspects, of which "
+        f"{scanned['poisons_flagged']:,} poisoned"
+    )
+    seconds = {
+        name: part["seconds"]["total"]
+        for name, part in (("before", before), ("scan", scanned), ("after", after))
+    }
+    summary = {
+        "results": rows,
+        "poisons": scanned["poisons"],
+        "flagged": scanned["flagged"],
+        "poisons_flagged": scanned["poisons_flagged"],
+        "quality": scanned["quality"],
+        "seconds": seconds | {"total": round(sum(seconds.values()), 2)},
+        "versions": outcome.versions(),
+        "config": config.to_dict(),
+    }
+    write_json(workdir / "summary.json", summary)
+    attack = before["config"]["attack"]
+    report.write(
+        workdir / "report.html",
+        report.Report(
+            title="Found, dropped, trained again",
+            subtitle=f"{config.data.train}, {config.model.name}, seed {config.seed}",
+            results=rows,
+            attack={
+                "target": attack["target"],
+                "trigger": attack["trigger"]["name"],
+                "poisons": scanned["poisons"],
+                "pairs": scanned["pairs"],
+                "flagged": scanned["flagged"],
+                "poisons among them": scanned["poisons_flagged"],
+                "AUROC": scanned["quality"][scanned["method"]]["auroc"],
+            },
+            notes=["What was flagged, and why: scan/report.html."],
+            seconds=seconds,
+            config=json.dumps(summary["config"], indent=2, ensure_ascii=False),
+            versions=summary["versions"],
+            command=command,
+        ),
+    )
+    console.print(report.table(rows))
+    total = duration(summary["seconds"]["total"])
+    console.print(f"report: {escape(str(workdir / 'report.html'))}  ({total} in all)")
+    return summary
+
+
+def training_config(config: ConfigDict, cleaned: pathlib.Path | None = None) -> ConfigDict:
+    """Returns the config of a training: of all pairs, or of those that a scan has kept.
+
+    Args:
+      config: the loop's.
+      cleaned: the loop's folder, for the training after the scan.
+    """
+    fields = config.copy_and_resolve_references()
+    for section in _SCAN_SECTIONS:
+        del fields[section]
+    fields.job = "clipdef_jax.experiment:run"
+    if cleaned is not None:
+        fields.attack.manifest = str(cleaned / "before" / "poison" / "manifest.jsonl")
+        fields.pretrain.keep = str(cleaned / "scan" / "keep.npy")
+    return fields
+
+
+def scan_config(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """Returns the config of the scan of the pairs that the first model was trained on, by it."""
+    fields = config.copy_and_resolve_references()
+    del fields["pretrain"]
+    fields.job = "clipdef_jax.scan.job:run"
+    fields.init = str(workdir / "before" / "poisoned" / "model")
+    fields.attack.manifest = str(workdir / "before" / "poison" / "manifest.jsonl")
+    return fields
+
+
+def _part(body: Any, fields: ConfigDict, folder: pathlib.Path, command: str) -> dict[str, Any]:
+    open_workdir(str(folder), "", fields)
+    finished = folder / "summary.json"
+    if finished.exists():
+        return json.loads(finished.read_text(encoding="utf-8"))
+    console.print(f"[bold magenta]{folder.name}[/bold magenta]")
+    return body(fields, folder, command=command)

@@ -1,0 +1,94 @@
+"""Find the poisoned pairs of a data set with a CLIP, list them, and show them.
+
+  python -m clipdef_jax.main --config=configs/detect.py --workdir=scan \\
+      --config.data.train='webdataset:cc3m/{00000..00331}.tar' --config.init=MODEL
+
+leaves `scan/scores.parquet`, `scan/keep.npy` and `scan/drop.npy` (also as text), `scan/report.html`
+and, in `scan/embeddings`, what other tools and another scan can read:
+`--config.embed.folder=scan/embeddings`. Flagged pairs are candidates; the data are read only.
+`--config.dry_run=True` says what a scan would take, and writes nothing.
+
+With other `--config.flag` or `--config.report` fields the same command and folder give another list
+and report in seconds.
+
+Variants:
+  (default)  any source; the model is to be named.
+  :loop      poison -> train -> scan the training data -> drop the suspects -> train again, on the
+             built-in scenes.
+  :smoke     the same, too small to mean anything.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import attacks, common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config of the job."""
+    config = common.base()
+    config.job = "clipdef_jax.scan.job:run"
+    config.data.train = ""
+    config.data.in_memory = False
+    config.attack.plan = common.part("none")  # or one to be found: attack=NAME, attack.manifest
+    # The manifest of poisons that are in the data already, to hold the scores against.
+    config.truth = ""
+    config.dry_run = False  # say what there is and what it would take, and write nothing
+
+    config.embed = ConfigDict()
+    # Embeddings as clip-retrieval leaves them, instead of init; data.train is then only what the
+    # report has its pictures from.
+    config.embed.folder = ""
+    config.embed.batch = 256
+    config.embed.records_per_shard = 10_000
+    config.embed.dtype = "float32"  # of the files; float16 takes half the room
+
+    config.score = ConfigDict()  # the arguments of detect.score_all
+    config.score.methods = ("dao", "slof", "kdist", "lid", "clip_score")
+    config.score.k = 16  # neighbours; more than poison_rate * size
+    config.score.reference = "subsample"  # what a pair is held against; or "batch", "full"
+    config.score.size = 2048  # pairs of the reference
+    config.score.draws = 4  # references, drawn independently
+    config.score.poison_rate = 0.001  # expected; more than that is warned of
+    config.score.query = "image"  # or "caption", "both"
+    config.score.normalise = False
+
+    config.flag = ConfigDict()
+    config.flag.method = "dao"  # the detector that decides
+    config.flag.by = (
+        "fraction"  # or "score", all that reach one, or "auto", the upper of two groups
+    )
+    config.flag.fraction = 0.01
+    config.flag.score = 0.0
+
+    config.report = ConfigDict()
+    config.report.suspects = 40  # pairs shown
+    config.report.neighbours = 4  # of each
+    config.report.searched = (
+        1000  # suspects whose neighbours scores.parquet names; each costs a pass
+    )
+
+    config.clean = ConfigDict()
+    config.clean.tars = False  # write the kept pairs as webdataset tars
+    config.clean.records_per_tar = 10_000
+    match common.variant(arg, ("loop", "smoke")):
+        case "loop":
+            _close_the_loop(config)
+        case "smoke":
+            _close_the_loop(config)
+            common.shrink(config)
+            config.score.size = 256
+    return attacks.choose(config, arg)
+
+
+def _close_the_loop(config: ConfigDict) -> None:
+    config.job = "clipdef_jax.scan.loop:run"
+    config.data.train = "emoji:train"
+    config.data.in_memory = True
+    config.attack = attacks.preset("badnet")
+    config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
+    config.score.poison_rate = 0.02
+    # Twenty things only: of 128 pairs, nine captions say banana, poisoned ones included. They are near
+    # a poisoned picture, too, so k is to be above the number of both.
+    config.score.size = 128
+    config.score.draws = 8
+    config.flag.fraction = 0.05
