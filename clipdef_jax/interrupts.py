@@ -75,6 +75,8 @@ def check(signum: int | None = None) -> None:
 def deferred() -> Iterator[None]:
     """Within, a signal waits for `check`, at the latest for the end of the outermost block."""
     global _deferring
+    if not _deferring:
+        check()  # What is raised at once can get lost, as in a callback from C.
     before, _deferring = _deferring, True
     try:
         yield

@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
         workdir = jobs.open_workdir(_WORKDIR.value, argument, config)
         command = shlex.join(["python", "-m", "clipdef_jax.main", *sys.argv[1:]])
         plugins.resolve("job", config.job, {})(config, workdir, command=command)
+        interrupts.check()  # What is raised within a callback from C can get lost.
 
 
 @contextlib.contextmanager

@@ -15,14 +15,14 @@ from absl import flags
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests compile the same program; within one session each is compiled once.
-_COMPILED = tempfile.mkdtemp(prefix="clipdef-jax-tests-")
-atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
-jax.config.update("jax_compilation_cache_dir", _COMPILED)
+# Many tests compile the same program; within one session each is compiled once, whichever of
+# pytest's own processes, or of those that tests start, comes to it first.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="clipdef-jax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-# The same for the processes that tests start.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # grain's workers read absl flags; pytest's own command line is not theirs to parse.
 flags.FLAGS.mark_as_parsed()
 

@@ -99,23 +99,23 @@ def delete(path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "what"),
+    ("damage", "what", "reason"),
     [
-        (truncate, "."),
-        (delete, "state"),
-        (delete, "data"),
-        (empty, "state"),
-        (empty, "."),
-        (delete, "state/_METADATA"),
-        (truncate, "state/_METADATA"),
-        (empty, "state/manifest.ocdbt"),
-        (delete, "state/d/*"),
-        (delete, "state/ocdbt.process_0/d/*"),
-        (truncate, "state/ocdbt.process_0/d/*"),
-        (empty, "state/ocdbt.process_0/d/*"),
+        (truncate, ".", "JSONDecodeError"),
+        (delete, "state", "KeyError: .*'state'"),
+        (delete, "data", "KeyError: .*'data'"),
+        (empty, "state", "FileNotFoundError: .*_METADATA"),
+        (empty, ".", "KeyError"),
+        (delete, "state/_METADATA", "FileNotFoundError: .*_METADATA"),
+        (truncate, "state/_METADATA", "JSONDecodeError"),
+        (empty, "state/manifest.ocdbt", "DATA_LOSS"),
+        (delete, "state/d/*", "NOT_FOUND"),
+        (delete, "state/ocdbt.process_0/d/*", "DATA_LOSS|NOT_FOUND"),
+        (truncate, "state/ocdbt.process_0/d/*", "OUT_OF_RANGE|DATA_LOSS"),
+        (empty, "state/ocdbt.process_0/d/*", "OUT_OF_RANGE|DATA_LOSS"),
     ],
 )
-def test_damaged_newest_falls_back_with_a_warning(tmp_path, caplog, damage, what):
+def test_damaged_newest_falls_back_with_a_warning(tmp_path, caplog, damage, what, reason):
     states = save_steps(tmp_path / "c", [1, 2])
     newest = tmp_path / "c" / "2"
     (path,) = newest.glob(what) if "*" in what else [newest / what]
@@ -127,10 +127,11 @@ def test_damaged_newest_falls_back_with_a_warning(tmp_path, caplog, damage, what
     (warning,) = [record for record in caplog.records if record.name == checkpoint.__name__]
     assert warning.levelno == logging.WARNING
     assert re.fullmatch(
-        rf"checkpoint {re.escape(str(newest))} cannot be read \(\w+: .{{1,150}}\); "
+        rf"checkpoint {re.escape(str(newest))} cannot be read \(\w+: .{{1,200}}\); "
         "trying the one before",
         warning.getMessage(),
     )
+    assert re.search(reason, warning.getMessage())
     # The run comes by the same step again, and this time leaves a sound checkpoint of it.
     reader.save(states[2])
     reader.close()

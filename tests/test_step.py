@@ -1,10 +1,9 @@
-"""One training step: against a reference written out, on one device and on eight."""
+"""One training step, against a reference written out; test_sharding has it on many devices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from clipdef_jax import losses, models, sharding
 from clipdef_jax.train import optimizer, state, step
@@ -97,31 +96,9 @@ def assert_same_update(got, want, start):
         np.testing.assert_allclose(g, w, rtol=1e-6, atol=5e-6 * moved)
 
 
-def test_one_device_equals_eight():
-    batches = [batch_of(16, seed=seed) for seed in range(2)]
-    # SGD-sized steps: Adam's first steps turn rounding in tiny gradients into whole steps.
-    loss = losses.get("cleanclip")
-    tx = optax.sgd(0.1)
-    results = []
-    for mesh in (mesh_of(1), mesh_of(8)):
-        with jax.set_mesh(mesh):
-            now = state.create(CLIP, loss, tx, 0, mesh)
-            start = jax.device_get(now.params)
-            train_step = step.make_step(CLIP, loss, tx, invert, 2)
-            for batch in batches:
-                now, metrics = train_step(now, sharding.shard_batch(mesh, batch))
-        results.append((jax.device_get(now.params), float(metrics["loss"])))
-    (one, loss_one), (eight, loss_eight) = results
-    assert loss_one == pytest.approx(loss_eight, rel=1e-5)
-    assert_same_update(eight, one, start)
-
-
-def test_log_scale_is_clamped_and_statistics_move():
-    now, _ = trained(mesh_of(1), RESNET, losses.get("clip"), [batch_of(8, 32)] * 3, lr=10.0)
+def test_log_scale_is_clamped():
+    now, _ = trained(mesh_of(1), CLIP, losses.get("clip"), [batch_of(8)] * 3, lr=10.0)
     assert 0.0 <= float(now.params["log_scale"]) <= step.MAX_LOG_SCALE
-    fresh = RESNET.init(jax.random.key(0))["batch_stats"]
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), fresh, now.params["batch_stats"])
-    assert all(jax.tree.leaves(moved))
 
 
 def test_a_loss_sees_its_epoch_state_and_a_fresh_key_each_step():

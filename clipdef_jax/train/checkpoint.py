@@ -68,8 +68,7 @@ class Checkpoints:
                     found.step, {"state": abstract, "data": None}
                 )
             except Exception as error:  # Whatever a damaged file makes orbax raise.
-                # Some of its messages go on for pages.
-                reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 150)}"
+                reason = _reason(error)
                 failures.append(f"step {found.step}: {reason}")
                 self._damaged.append(found.step)
                 _log.warning(
@@ -101,6 +100,13 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being written."""
         self._checkpointer.close()
+
+
+def _reason(error: BaseException) -> str:
+    """Returns what an error began with, in one line: orbax wraps it in pages of its own state."""
+    while cause := error.__cause__ or (not error.__suppress_context__ and error.__context__):
+        error = cause
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 200)}"
 
 
 def abstract_of(state: TrainState) -> TrainState:
