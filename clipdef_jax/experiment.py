@@ -24,6 +24,7 @@ from clipdef_jax.data.source import Kept
 from clipdef_jax.errors import UserError
 from clipdef_jax.jobs import run_stage
 from clipdef_jax.measure import measure
+from clipdef_jax.models import head
 from clipdef_jax.parts import Model, Run, TestSet
 from clipdef_jax.progress import console
 from clipdef_jax.train import loop
@@ -70,6 +71,7 @@ def _run(job: Run, command: str) -> dict[str, Any]:
         if section in config:
             parts.recipe_of(config[section])
     clean = parts.training_source(job)
+    parts.check_data(config, clean, loss)
     tests = parts.test_set(job, side)
     seconds: dict[str, float] = {}
 
@@ -170,16 +172,16 @@ def _train(
     watched = tests.at(np.arange(peek))
 
     def on_epoch(params: Any) -> dict[str, float]:
-        metrics = measure(job, dataclasses.replace(start, params=params), watched)
+        now = dataclasses.replace(start, params=params, classes=tuple(source.classes))
+        metrics = measure(job, now, watched)
         return {key: metrics[key] for key in ("clean_top1", "asr_top1") if key in metrics}
 
     def body() -> dict[str, Any]:
-        side = start.clip.config.image_size
         params = loop.fit(
             folder,
             start.clip,
             loss,
-            loader.Loader(source, start.tokenizer, side, loss.views, config.seed),
+            parts.loader_of(config, source, start, loss),
             recipe,
             augment=augment.get(config.augmentation),
             mesh=job.mesh,
@@ -193,6 +195,8 @@ def _train(
         whole = multihost_utils.process_allgather(params, tiled=True)
         if processes.is_first():
             models.save(folder / "model", start.clip, whole)
+            if "head" in whole:
+                head.save(folder / "model", whole["head"], source.classes)
             start.tokenizer.save(folder / "model")
         return {"steps": recipe.epochs * loader.steps_per_epoch(source, recipe.batch)}
 

@@ -17,12 +17,13 @@ from clipdef_jax import attacks, data, losses, models, processes, sharding
 from clipdef_jax.attacks import manifest, plan, poisoned
 from clipdef_jax.attacks.multi_trigger import MultiTrigger, parts_of
 from clipdef_jax.attacks.triggers import word_of
-from clipdef_jax.data import loader, memory, tokenizer
+from clipdef_jax.data import ids, loader, memory, tokenizer
 from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.jobs import run_stage
+from clipdef_jax.models import head
 from clipdef_jax.models.clip import CLIP
 from clipdef_jax.train import loop, placement
-from clipdef_jax.types import Loss, Source
+from clipdef_jax.types import Loss, Source, Subtext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,19 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A CLIP with its parameters (None: to be drawn) and the tokenizer that goes with it."""
+    """A CLIP and what goes with it.
+
+    Attributes:
+      clip: the model.
+      params: its parameters, None: to be drawn; with "head" if a classifier was trained on it.
+      tokenizer: its own.
+      classes: that the head tells apart.
+    """
 
     clip: CLIP
     params: Any
     tokenizer: tokenizer.Tokenizer
+    classes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +108,16 @@ def new_clip(config: ConfigDict, **fields: Any) -> CLIP:
 
 
 def load_model(run: Run, path: str) -> Model:
-    """Reads a checkpoint and the tokenizer beside it, or the one of `data.tokenizer`."""
+    """Reads a checkpoint, with the head and the tokenizer beside it, or `data.tokenizer`."""
     config = run.config
     clip, params = models.load(path)
+    classes: tuple[str, ...] = ()
+    if (found := head.load(path)) is not None:
+        params["head"], classes = found
     params = sharding.place(run.mesh, run.rules, {"params": params})["params"]
     clip = dataclasses.replace(clip, dtype=config.model.dtype, remat=config.model.remat)
     where = config.data.tokenizer or path
-    return Model(clip, params, tokenizer.load(where, clip.config.context_length))
+    return Model(clip, params, tokenizer.load(where, clip.config.context_length), classes)
 
 
 def new_tokenizer(run: Run, source: Source, context_length: int) -> tokenizer.Tokenizer:
@@ -280,6 +292,41 @@ def clean_pairs(config: ConfigDict, source: Source, attack_plan: plan.Plan | Non
 def loss_of(config: ConfigDict) -> Loss:
     """Returns the loss under study."""
     return losses.get(config.loss.name, **config.loss.kwargs.to_dict())
+
+
+def check_data(config: ConfigDict, source: Source, loss: Loss) -> None:
+    """Checks that the training data have what a loss wants of them.
+
+    Raises:
+      UserError: it wants labels, or flagged pairs, and there are none.
+    """
+    name = type(loss).__name__
+    if "logits" in loss.views and not source.classes:
+        raise UserError(
+            f"loss {name} trains a classifier, and data.train={config.data.train!r} has no labels; "
+            "name the field that holds them, as --config.data.train_kwargs.label_field=category "
+            "does for webdataset tars and label_column=category for tables"
+        )
+    if "is_flagged" in loss.views and not config.data.flagged:
+        raise UserError(
+            f"loss {name} takes out flagged pairs; list their uids in a file and give it as "
+            "--config.data.flagged=FILE"
+        )
+
+
+def loader_of(config: ConfigDict, source: Source, model: Model, loss: Loss) -> loader.Loader:
+    """Returns the loader of what a loss wants of the training data."""
+    flagged = ids.read_ids(config.data.flagged).tolist() if "is_flagged" in loss.views else ()
+    return loader.Loader(
+        source,
+        model.tokenizer,
+        model.clip.config.image_size,
+        loss.views,
+        config.seed,
+        subtext=getattr(loss, "subtext", Subtext()),
+        static_eda=config.data.static_eda,
+        flagged=frozenset(flagged),
+    )
 
 
 def recipe_of(fields: ConfigDict) -> loop.Recipe:

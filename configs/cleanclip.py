@@ -26,17 +26,8 @@ def get_config(arg: str = "") -> ConfigDict:
         case "smoke":
             common.shrink(config)
         case "paper":
-            config.data.train = "webdataset:cc3m/{00000..00331}.tar"
-            config.data.test = "webdataset:imagenet/{00000..00009}.tar"
-            config.data.test_kwargs.label_field = "label"  # where the JSON has the class
-            config.data.workers = 8
-            config.data.in_memory = False
-            config.model.name = "RN50"
-            config.model.dtype = "bfloat16"
-            del config.pretrain  # it is the checkpoint that is poisoned
-            config.attack.plan = common.part("none")
-            config.attack.trigger = common.part("badnet", style="random")
-            config.evaluate.prompts = "imagenet"
+            common.as_published(config)
+            common.repairs_given(config)
             config.loss.kwargs.inmodal_weight = 1.0
             config.finetune.pairs = 100_000
             config.finetune.epochs = 10

@@ -31,6 +31,9 @@ def base() -> ConfigDict:
     config.data.tokenizer = ""
     config.data.vocab_size = 2048  # of a tokenizer trained on the captions
     config.data.workers = 0  # processes that read; 0: threads
+    config.data.static_eda = False  # make a caption's augmented view once, not at every access
+    # A list of the uids that somebody suspects, as a detector writes it, for losses that ask.
+    config.data.flagged = ""
     config.data.in_memory = True  # keep decoded images; for data that fit
 
     config.model = ConfigDict()
@@ -105,6 +108,25 @@ def shrink(config: ConfigDict) -> None:
     for section in ("pretrain", "finetune"):
         if section in config:
             config[section].epochs = 2
+
+
+def as_published(config: ConfigDict) -> None:
+    """Gives a job the literature's model and data: RN50, CC3M to train, ImageNet to test."""
+    config.data.train = "webdataset:cc3m/{00000..00331}.tar"
+    config.data.test = "webdataset:imagenet/{00000..00009}.tar"
+    config.data.test_kwargs.label_field = "label"  # where the JSON has the class
+    config.data.workers = 8
+    config.data.in_memory = False
+    config.model.name = "RN50"
+    config.model.dtype = "bfloat16"
+    config.attack.trigger = part("badnet", style="random")
+    config.evaluate.prompts = "imagenet"
+
+
+def repairs_given(config: ConfigDict) -> None:
+    """Makes a job repair the model of --config.init, which is poisoned already."""
+    del config.pretrain
+    config.attack.plan = part("none")
 
 
 def variant(arg: str, variants: tuple[str, ...]) -> str:

@@ -19,18 +19,10 @@ def get_config(arg: str = "") -> ConfigDict:
         case "smoke":
             common.shrink(config)
         case "paper":
-            config.data.train = "webdataset:cc3m/{00000..00331}.tar"
-            config.data.test = "webdataset:imagenet/{00000..00009}.tar"
-            config.data.test_kwargs.label_field = "label"  # where the JSON has the class
-            config.data.workers = 8
-            config.data.in_memory = False
+            common.as_published(config)
             config.data.vocab_size = 49_408
-            config.model.name = "RN50"
-            config.model.dtype = "bfloat16"
             config.attack.plan.kwargs.templates = "imagenet"
-            config.attack.trigger = common.part("badnet", style="random")
             config.attack.number = 1500
-            config.evaluate.prompts = "imagenet"
             config.pretrain.epochs = 64
             config.pretrain.batch = 128
             config.pretrain.lr = 5e-4

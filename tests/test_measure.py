@@ -72,14 +72,34 @@ def figures(tmp_path):
     config.evaluate.batch = 5
     unreadable = loader.UnreadableList(tmp_path / "unreadable.csv")
     run = parts.Run(config, tmp_path, None, unreadable)
-    model = parts.Model(Seer(), {"nothing": jnp.zeros(())}, tokenize)
-    return lambda tests, **options: measure.measure(run, model, tests, **options)
+    plain = parts.Model(Seer(), {"nothing": jnp.zeros(())}, tokenize)
+    return lambda tests, model=plain, **options: measure.measure(run, model, tests, **options)
 
 
 def test_without_an_attack_only_the_accuracy_is_measured(figures):
     metrics = figures(parts.TestSet(CLEAN))
     assert metrics["clean_top1"] == 1
+    assert metrics["classifier"] == "zero-shot"
     assert not [name for name in metrics if name.startswith(("asr", "psr"))]
+
+
+def test_a_head_is_what_counts_and_zero_shot_stands_beside_it(figures):
+    # It takes eggs for foxes, and calls the classes in an order of its own.
+    kernel = jnp.eye(4)[jnp.array([3, 1, 0, 2])].at[1].set(0.0)
+    classes = ("ship", "egg", "banana", "fox")
+    kernel = kernel.at[3, 1].set(1.0)
+    model = parts.Model(Seer(), {"head": {"kernel": kernel}}, tokenize, classes)
+    triggered = Pictures(LABELS, [1] * 12)
+    metrics = figures(parts.TestSet(CLEAN, triggered, 2), model, show=True)
+    assert metrics["classifier"] == "head"
+    assert metrics["clean_top1"] == 0.75
+    assert metrics["zero_shot_clean_top1"] == 1
+    assert metrics["asr_top1"] == 1
+    assert metrics["zero_shot_asr_top1"] == 0
+    assert set(metrics["seen"]) == {"fox"}
+    model = dataclasses.replace(model, classes=("ship", "hen", "banana", "fox"))
+    with pytest.raises(UserError, match="a class 'egg' that the head was not trained on"):
+        figures(parts.TestSet(CLEAN), model)
 
 
 def test_one_target(figures):

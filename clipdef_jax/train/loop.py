@@ -129,7 +129,12 @@ def fit(
         clip_norm=recipe.clip_norm or None,
         accumulate=recipe.accumulate,
     )
-    train_state = state.create(clip, loss, tx, loader.seed, mesh, params=params, rules=rules)
+    train_state = state.create(
+        *(clip, loss, tx, loader.seed, mesh),
+        params=params,
+        classes=len(loader.source.classes),
+        rules=rules,
+    )
     checkpoints = checkpoint.Checkpoints(
         folder / "checkpoints",
         {"seed": loader.seed, "batch": recipe.batch, "records": len(loader.source)},

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from clipdef_jax import sharding
 from clipdef_jax.errors import UserError
+from clipdef_jax.models import head
 from clipdef_jax.models.clip import CLIP
 from clipdef_jax.train import views
 from clipdef_jax.types import Loss
@@ -26,7 +27,8 @@ class TrainState:
 
     Attributes:
       step: batches seen, int32 scalar.
-      params: the model's parameters, batch statistics included.
+      params: the model's parameters, batch statistics included, and "head" for a loss that wants
+        "logits".
       opt_state: the optimiser's state.
       loss_state: the loss's own state.
       reference: parameters that the run began with, for a loss that compares; else ().
@@ -49,6 +51,7 @@ def create(
     mesh: Mesh,
     *,
     params: Any = None,
+    classes: int = 0,
     rules: sharding.Rules = REPLICATED,
 ) -> TrainState:
     """Returns the state before the first step, each array where the rules put it.
@@ -59,7 +62,9 @@ def create(
       optimizer: the optimiser, started afresh.
       seed: seeds the parameters, the loss state and the run's key.
       mesh: where the state lives.
-      params: parameters to start from; None draws new ones.
+      params: parameters to start from; None draws new ones. A head among them stays behind: a
+        loss that wants "logits" gets a fresh one, and no other trains it.
+      classes: that the head is to tell apart.
       rules: path of an array to its partition.
 
     Raises:
@@ -76,6 +81,9 @@ def create(
         model_rng, loss_rng, run_rng = jax.random.split(jax.random.key(seed), 3)
         if params is None:
             params = clip.init(model_rng)
+        params = {name: value for name, value in params.items() if name != "head"}
+        if "logits" in loss.views:
+            params["head"] = head.init(classes, clip.config.embed_dim)
         weights, _ = split_trained(params, loss.views)
         return TrainState(
             step=jnp.zeros((), jnp.int32),

@@ -17,6 +17,7 @@ from jax import lax
 from clipdef_jax import sharding
 from clipdef_jax.augment import Augmentation
 from clipdef_jax.errors import UserError
+from clipdef_jax.models import head
 from clipdef_jax.models.clip import CLIP
 from clipdef_jax.types import Loss, Subtext
 
@@ -72,7 +73,7 @@ def encode(
     Args:
       clip: the model.
       loss: names the views.
-      params: of the model; with "head", {"kernel": (C, D)}, for the view "logits".
+      params: of the model; with "head", as `models.head` makes it, for the view "logits".
       reference: parameters of the model that the run began with, for the views "image_ref" and
         "text_ref".
       batch: the arrays of `arrays_of`: "image" uint8 (B, H, W, 3), texts int32 (B, L), "text_neg"
@@ -95,7 +96,7 @@ def encode(
     texts, _ = _together(tokens, lambda x: (clip.encode_text(params, x), None))
     views = {name: _unit(x) for name, x in (images | texts).items() if name in wanted}
     if "logits" in wanted:
-        views["logits"] = images["image"] @ params["head"]["kernel"].T
+        views["logits"] = head.logits(params["head"], images["image"])
     views |= _subtexts(clip, loss, params, batch)
     if "image_ref" in wanted:
         pixels_ref = clip.preprocess(batch["image"])
