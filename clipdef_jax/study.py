@@ -2,12 +2,18 @@
 
 Each cell of the matrix is a run of its own in a folder of its own, so a study that was stopped
 goes on with the cell it was in, and each cell's report can be read by itself.
+
+A sweep is a study in which a defence is run with every combination of the values in its section
+`sweep`, which has the shape of the fields it sets: {"finetune": {"lr": (1e-3, 2e-3)}}.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
+import operator
 import pathlib
 import time
 from collections.abc import Iterator
@@ -19,7 +25,7 @@ from rich.markup import escape
 
 from clipdef_jax import experiment, processes
 from clipdef_jax.errors import UserError
-from clipdef_jax.jobs import open_workdir, write_json
+from clipdef_jax.jobs import flatten, open_workdir, write_json
 from clipdef_jax.progress import console, duration
 from clipdef_jax.report import matrix
 
@@ -34,16 +40,27 @@ class Cell:
       attack: name of the attack.
       defence: name of the defence, or `UNDEFENDED`.
       seed: of the run.
+      setting: the fields that a sweep sets, by their dotted paths.
     """
 
     attack: str
     defence: str
     seed: int
+    setting: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The defence with its setting, as in "cleanclip: lr=0.001, inmodal_weight=2"."""
+        return ": ".join(filter(None, [self.defence, ", ".join(self._settings)]))
 
     @property
     def folder(self) -> str:
         """The cell's folder under the study's."""
-        return f"{self.attack}/seed{self.seed}/{self.defence}"
+        return f"{self.attack}/seed{self.seed}/{'-'.join([self.defence, *self._settings])}"
+
+    @property
+    def _settings(self) -> list[str]:
+        return [f"{path.rpartition('.')[2]}={value}" for path, value in self.setting]
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str, Any]:
@@ -68,7 +85,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
     for number, cell in enumerate(cells, start=1):
         console.print(
             f"[bold magenta]{number}/{len(cells)}[/bold magenta]  {escape(cell.attack)}, "
-            f"{escape(cell.defence)}, seed {cell.seed}"
+            f"{escape(cell.name)}, seed {cell.seed}"
         )
         rows.append(_row(cell, _summary(config, cell, workdir, command)))
         # A long study holds many compiled programs; those of other cells are of no use any more.
@@ -99,8 +116,11 @@ def cells_of(config: ConfigDict) -> Iterator[Cell]:
         for attack in attacks:
             # Without poison there is nothing to defend against.
             poisoned = config.attacks[attack].attack.plan.name != "none"
-            for defence in (UNDEFENDED, *defences * poisoned):
-                yield Cell(attack, defence, int(seed))
+            yield Cell(attack, UNDEFENDED, int(seed))
+            for defence in defences * poisoned:
+                sweep = config.defences[defence].get("sweep") if config.study.sweep else None
+                for setting in _settings_of(sweep):
+                    yield Cell(attack, defence, int(seed), setting)
 
 
 def config_of(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> ConfigDict:
@@ -118,12 +138,25 @@ def config_of(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> ConfigDi
         return fields
     defence = config.defences[cell.defence]
     if "finetune" in defence:
-        undefended = dataclasses.replace(cell, defence=UNDEFENDED).folder
+        undefended = Cell(cell.attack, UNDEFENDED, cell.seed).folder
         fields.init = str(workdir / undefended / "poisoned" / "model")
         del fields.pretrain
         fields.attack.plan = ConfigDict({"name": "none", "kwargs": {}})
     _replace(fields, defence)
+    with fields.unlocked():
+        if "sweep" in fields:
+            del fields["sweep"]
+        for path, value in cell.setting:
+            *parents, name = path.split(".")
+            functools.reduce(operator.getitem, parents, fields)[name] = value
     return fields
+
+
+def _settings_of(sweep: ConfigDict | None) -> Iterator[tuple[tuple[str, Any], ...]]:
+    """Yields every combination of the values that a sweep gives to its fields."""
+    axes = list(flatten(sweep.to_dict())) if sweep else []
+    for values in itertools.product(*(tried for _, tried in axes)):
+        yield tuple(zip((path for path, _ in axes), values, strict=True))
 
 
 def _replace(fields: ConfigDict, section: ConfigDict) -> None:
@@ -159,7 +192,7 @@ def _row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:
     figures = {name: value for name, value in result.items() if isinstance(value, float)}
     return {
         "attack": cell.attack,
-        "defence": cell.defence,
+        "defence": cell.name,
         "seed": cell.seed,
         "poisons": summary.get("poisons", 0),
         **figures,

@@ -1,7 +1,8 @@
 """The defences by name, each with settings that count on the built-in scenes.
 
 A defence is the fields of a job that it changes: with a section `finetune` it repairs the poisoned
-model, with `pretrain` it trains in its place.
+model, with `pretrain` it trains in its place. In a sweep it is run with every combination of the
+values in its section `sweep`.
 """
 
 import copy
@@ -12,26 +13,35 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.common import part
 
+_RATES = (5e-4, 1e-3, 1.5e-3, 2e-3)  # too low leaves the backdoor, too high takes the accuracy
+_WEIGHTS = (1.0, 2.0, 4.0)
 
-def _repair(loss: ConfigDict, **recipe: Any) -> ConfigDict:
+
+def _repair(loss: ConfigDict, weight: str = "", **recipe: Any) -> ConfigDict:
+    """Returns a repair; `weight` names what of the loss a sweep changes beside the rate."""
     # At this rate it is the defence that counts: plain fine-tuning leaves most of the backdoor. A
     # third more and it forgets by itself; a third less and CleanCLIP leaves some of it too.
     finetune = common.recipe(**{"epochs": 8, "lr": 1.5e-3, "warmup": 50} | recipe)
     finetune.pairs = 0
     finetune.control = False  # It is a defence of its own here.
-    return ConfigDict({"loss": loss, "finetune": finetune})
+    sweep = ConfigDict({"finetune": {"lr": _RATES}})
+    if weight:
+        sweep.loss = ConfigDict({"kwargs": {weight: _WEIGHTS}})
+    return ConfigDict({"loss": loss, "finetune": finetune, "sweep": sweep})
 
 
 def _pretraining(loss: ConfigDict, augmentation: str, **recipe: Any) -> ConfigDict:
     pretrain = common.recipe(**{"epochs": 15, "lr": 1e-3, "warmup": 100} | recipe)
-    return ConfigDict({"loss": loss, "augmentation": augmentation, "pretrain": pretrain})
+    sweep = ConfigDict({"loss": {"kwargs": {"pool_size": (256, 1024), "every": (2, 5)}}})
+    fields = {"loss": loss, "augmentation": augmentation, "pretrain": pretrain, "sweep": sweep}
+    return ConfigDict(fields)
 
 
 PRESETS: dict[str, ConfigDict] = {
     # Plain fine-tuning on the same clean pairs and budget: what every repair is held against.
     "finetuned": _repair(part("clip")),
-    "cleanclip": _repair(part("cleanclip", inmodal_weight=2.0)),
-    "tacleaner": _repair(part("tacleaner", inmodal_weight=2.0)),
+    "cleanclip": _repair(part("cleanclip", inmodal_weight=2.0), "inmodal_weight"),
+    "tacleaner": _repair(part("tacleaner", inmodal_weight=2.0), "beta"),
     # The two halves of TA-Cleaner by themselves; without both it is CleanCLIP.
     "tacleaner_positive": _repair(part("tacleaner", inmodal_weight=2.0, negative=False)),
     "tacleaner_negative": _repair(part("tacleaner", inmodal_weight=2.0, positive=False)),
@@ -44,4 +54,6 @@ PRESETS: dict[str, ConfigDict] = {
 
 def preset(name: str) -> ConfigDict:
     """Returns the fields of a job that a defence changes; the caller's own."""
-    return copy.deepcopy(PRESETS[name])
+    fields = copy.deepcopy(PRESETS[name])
+    del fields["sweep"]
+    return fields

@@ -1,4 +1,4 @@
-"""Each defence as a job, on a model too small to mean anything: what it reads, trains and leaves."""
+"""Each defence as a job, on a model too small to mean anything: what it reads and leaves."""
 
 import jax
 import numpy as np

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from clipdef_jax import parts
+from clipdef_jax import parts, study
 from clipdef_jax.attacks import plan
 from clipdef_jax.attacks.poisoned import PoisonedSource
 from clipdef_jax.data import loader
 from clipdef_jax.errors import UserError
-from configs import attacks, cleanclip, pretrain
+from configs import attacks, cleanclip, defences, par, pretrain, roclip, supervised, tacleaner
+from configs import study as study_config
 
 
 @pytest.mark.parametrize("name", [name for name in attacks.PRESETS if name != "none"])
@@ -32,6 +33,37 @@ def test_every_preset_can_be_planned_and_tested_for(name, tmp_path):
     else:
         assert (tests.triggered[5].image != tests.clean[5].image).any()
     assert (name == "multi_target") == isinstance(tests.target, np.ndarray)
+
+
+@pytest.mark.parametrize("name", defences.PRESETS)
+def test_every_defence_can_be_built_whatever_a_sweep_sets(name, tmp_path):
+    config = study_config.get_config("sweep")
+    config.study.defences = (name,)
+    cells = [cell for cell in study.cells_of(config) if cell.defence == name]
+    assert len(cells) >= 4
+    for cell in cells:
+        fields = study.config_of(config, cell, tmp_path)
+        loss = parts.loss_of(fields)
+        for path, value in cell.setting:
+            section, _, field = path.rpartition(".")
+            if section == "loss.kwargs":
+                assert getattr(loss, field) == value
+        parts.recipe_of(fields.finetune if "finetune" in fields else fields.pretrain)
+        assert ("finetune" in fields) == bool(fields.init) != ("pretrain" in fields)
+
+
+@pytest.mark.parametrize("job", [cleanclip, par, roclip, supervised, tacleaner])
+@pytest.mark.parametrize("variant", ["", "smoke", "paper"])
+def test_every_defence_is_a_job(job, variant):
+    config = job.get_config(variant)
+    assert config.loss.name == job.__name__.rpartition(".")[2]
+    parts.loss_of(config)
+    for section in ("pretrain", "finetune"):
+        if section in config:
+            parts.recipe_of(config[section])
+    assert ("pretrain" in config) == (variant != "paper" or job is roclip)
+    job.get_config("smoke").loss.kwargs.mine = 1
+    assert "mine" not in job.get_config("smoke").loss.kwargs
 
 
 def test_an_attack_is_chosen_by_the_argument_of_a_job():

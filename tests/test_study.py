@@ -27,13 +27,21 @@ def config():
                 "attacks": ("none", "sig"),
                 "defences": ("cleanclip", "roclip"),
                 "seeds": (0, 1),
+                "sweep": False,
             },
             "attacks": {
                 "none": {"attack": {"plan": part("none"), "trigger": part("none")}},
                 "sig": {"attack": {"plan": part("backdoor"), "trigger": part("sig", alpha=0.3)}},
             },
             "defences": {
-                "cleanclip": {"loss": part("cleanclip"), "finetune": {"epochs": 2}},
+                "cleanclip": {
+                    "loss": part("cleanclip", inmodal_weight=2.0),
+                    "finetune": {"epochs": 2, "lr": 0.1},
+                    "sweep": {
+                        "finetune": {"lr": (0.1, 0.2)},
+                        "loss": {"kwargs": {"inmodal_weight": (1.0, 4.0, 8.0)}},
+                    },
+                },
                 "roclip": {"loss": part("roclip"), "pretrain": {"epochs": 4}},
             },
         }
@@ -80,6 +88,22 @@ def test_a_cell_gets_the_parts_named_and_nothing_of_those_they_replace(config, t
     assert pretraining.attack.plan.name == "backdoor"
 
     assert config.attack.trigger.name == "badnet"  # the study's own fields stay as they are
+
+
+def test_a_sweep_runs_every_combination(config, tmp_path):
+    assert "sweep" not in study.config_of(config, study.Cell("sig", "cleanclip", 1), tmp_path)
+    config.study.sweep = True
+    config.study.attacks, config.study.seeds = ("sig",), (0,)
+    undefended, *swept, other = study.cells_of(config)
+    assert undefended.setting == other.setting == ()  # What has no such section is run once.
+    assert len(swept) == len({cell.folder for cell in swept}) == 6
+    assert swept[1].name == "cleanclip: lr=0.1, inmodal_weight=4.0"
+    assert swept[1].folder == "sig/seed0/cleanclip-lr=0.1-inmodal_weight=4.0"
+    fields = study.config_of(config, swept[5], tmp_path)
+    assert (fields.finetune.lr, fields.loss.kwargs.inmodal_weight) == (0.2, 8.0)
+    assert fields.init == str(tmp_path / "sig/seed0/undefended/poisoned/model")
+    assert "sweep" not in fields
+    assert config.defences.cleanclip.finetune.lr == 0.1
 
 
 def test_complete_cells_are_not_run_again(config, tmp_path, monkeypatch, capsys):
