@@ -110,7 +110,7 @@ def _neighbours(arguments: argparse.Namespace) -> list[_Work]:
     index.add(points)
     # One more, as it does not leave out the point itself.
     rival = _Work(
-        f"  FAISS IndexFlatL2, {asked:,} queries",
+        f"  FAISS, {asked:,} queries",
         lambda: index.search(queries, k + 1),
         asked,
         2.0 * dim * asked * count,
@@ -132,7 +132,7 @@ def _slof(arguments: argparse.Namespace) -> list[_Work]:
     return [
         _Work(f"SLOF of {pairs:,} x {dim:,}", ours, pairs),
         _Work("  released code's way", lambda: _released_slof(image, text, k), pairs),
-        _Work("  scikit-learn's LocalOutlierFactor", lambda: factor.fit(points), pairs),
+        _Work("  scikit-learn's LOF", lambda: factor.fit(points), pairs),
     ]
 
 

@@ -13,10 +13,10 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from clipdef_jax.detect import candidates, tiles
 from clipdef_jax.detect import layout as layouts
-from clipdef_jax.detect import tiles
 from clipdef_jax.detect.layout import Layout, Sizes
-from clipdef_jax.detect.tiles import Panel, Products
+from clipdef_jax.detect.panel import Panel, Products, make_panel, no_neighbours
 from clipdef_jax.errors import UserError
 
 MAX_NEIGHBOURS = 256
@@ -306,14 +306,14 @@ def _on_each_device(function: Any, mesh: Mesh) -> Any:
 @functools.partial(jax.jit, static_argnames=("mesh", "products"))
 def _make_panel(rows, ids, order, centre_D, mesh, products):
     def make(rows, ids, order):
-        return tiles.make_panel(rows, ids, order, centre_D, products)
+        return make_panel(rows, ids, order, centre_D, products)
 
     return _on_each_device(make, mesh)(rows, ids, order)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "layout"))
 def _start(queries, mesh, layout):
-    return _on_each_device(lambda q: tiles.no_neighbours(q, layout.plan.neighbours), mesh)(queries)
+    return _on_each_device(lambda q: no_neighbours(q, layout.plan.neighbours), mesh)(queries)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "layout"), donate_argnums=0)
@@ -342,4 +342,4 @@ _cross = jax.jit(tiles.cross, static_argnames="plan", donate_argnums=0)
 
 @functools.partial(jax.jit, static_argnames="layout")
 def _finish(found, centre_D, layout):
-    return tiles.finish(found, len(centre_D), layout.plan)
+    return candidates.finish(found, len(centre_D), layout.plan)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from clipdef_jax.detect.tiles import LOOKED_UP, Plan, Products
+from clipdef_jax.detect.panel import LOOKED_UP, Plan, Products
 
 # Candidates per neighbour. The more the factors are rounded, the further down the list the bound
 # on all that was left out must lie to be of use.
