@@ -87,8 +87,8 @@ def _close_the_loop(config: ConfigDict) -> None:
     config.attack = attacks.preset("badnet")
     config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
     config.score.poison_rate = 0.02
-    # Twenty things only: of 128 pairs, nine captions say banana, poisoned ones included. They are near
-    # a poisoned picture, too, so k is to be above the number of both.
+    # There are twenty things only: of 128 pairs about nine have captions of a banana, and these are
+    # near a poisoned picture, as other poisons are. k is to be above the number of both.
     config.score.size = 128
     config.score.draws = 8
     config.flag.fraction = 0.05

@@ -108,12 +108,6 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.image)
 
-    @property
-    def shards(self) -> np.ndarray:
-        """The number of the file that holds each pair, counted from 0: (N,) int32."""
-        counts = np.diff(self.starts)
-        return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-
     def column(self, name: str) -> pa.ChunkedArray | None:
         """Returns a column of the metadata, (N,), or None if there is none."""
         import pyarrow as pa
@@ -123,11 +117,12 @@ class Embeddings:
             return None
         try:
             parts = [parquet.read_table(file, columns=[name]) for file in self._metadata]
+            # A file may hold nothing but nulls, of no type.
+            return pa.concat_tables(parts, promote_options="permissive").column(name)
         except (KeyError, pa.ArrowException) as error:
             raise UserError(
                 f"{self._folder}/metadata: column {name!r} cannot be read: {error}"
             ) from None
-        return pa.concat_tables(parts).column(0)
 
     @functools.cached_property
     def uids(self) -> pa.ChunkedArray:
@@ -250,7 +245,7 @@ def write_shard(
       number: of the shard.
       image: (n, D) floating point.
       text: (n, D).
-      metadata: columns of n values, "uid" and "caption" among them.
+      metadata: columns of n values: "uid" and "caption", text; and "index", the record, if known.
 
     Raises:
       UserError: an embedding is not finite, or the disk does not take the files.
@@ -266,7 +261,9 @@ def write_shard(
                 f"not finite in {array.dtype}: the checkpoint is damaged, or needs "
                 "--config.embed.dtype=float32 or --config.model.dtype=float32"
             )
-    paths = _paths(folder, number)
+    # Told, not guessed: a shard may have no rows.
+    types = {name: pa.int64() if name == "index" else pa.string() for name in metadata}
+    schema, paths = pa.schema(types), _paths(folder, number)
     try:
         for name, array in (("img_emb", image), ("text_emb", text)):
             paths[name].parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +272,7 @@ def write_shard(
         # The last one: where it is, the shard is whole.
         paths["metadata"].parent.mkdir(exist_ok=True)
         with stored.replacing(paths["metadata"]) as unfinished:
-            parquet.write_table(pa.table(dict(metadata)), unfinished)
+            parquet.write_table(pa.table(dict(metadata), schema=schema), unfinished)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
 

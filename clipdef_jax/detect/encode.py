@@ -82,10 +82,6 @@ def encode(
                 on_skip(uid, reason)
             done += min(batch, shard.stop - first)
             on_records(done)
-        # Parquet holds UTF-8 only, a caption may be any text.
-        metadata["caption"] = [
-            caption.encode("utf-8", "replace").decode() for caption in metadata["caption"]
-        ]
         images, texts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         embeddings.write_shard(folder, shard.start // records_per_shard, images, texts, metadata)
 

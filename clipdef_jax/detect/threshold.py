@@ -11,14 +11,10 @@ from clipdef_jax.errors import UserError
 
 BY = ("fraction", "score", "auto")
 
-# Of the fit: bins of the histogram, shares of the upper group to start from, iterations.
-_BINS = 2048
-_STARTS = (0.001, 0.01, 0.05, 0.2)
-_ITERATIONS = 500
-# Ashman's D of two groups that can be told apart.
-_LEAST_DISTANCE = 2.0
-# A group that is no minority is not what is looked for.
-_LARGEST_SHARE = 0.5
+# The share of flagged pairs that "auto" allows to be clean, by its own assumption.
+_FALSE_DISCOVERIES = 0.1
+# The upper quartile of a standard normal distribution.
+_QUARTILE = 0.6744897501960817
 
 
 class Flags(NamedTuple):
@@ -41,8 +37,8 @@ def flag(scores: np.ndarray, *, by: str, fraction: float = 0.01, score: float = 
     Args:
       scores: (N,), finite; higher is more suspect.
       by: "fraction": the `fraction` of the pairs with the highest scores, the earlier one first
-        among equals. "score": all that reach `score`. "auto": those that belong rather to the
-        upper one of two groups; see `two_groups`. None where there are no two.
+        among equals. "score": all that reach `score`. "auto": those whose scores are beyond
+        chance; see `beyond_chance`.
       fraction: 0 to 1, exclusive.
       score: in the unit of the scores.
 
@@ -59,79 +55,41 @@ def flag(scores: np.ndarray, *, by: str, fraction: float = 0.01, score: float = 
         flagged = scores >= score
         rule = f"scores of at least {score:g}"
     elif by == "auto":
-        split = two_groups(scores)
+        split = beyond_chance(scores)
         flagged = scores >= split
-        rule = (
-            f"scores of at least {split:.4g}, the upper of two groups: assumes that scores are a "
-            "mixture of two normal distributions, the poisoned pairs being the minor upper one"
+        found = (
+            f"scores of at least {split:.4g}, of which chance explains a tenth"
             if math.isfinite(split)
-            else "nothing: no second group stands out of the scores, which the rule 'auto' assumes"
+            else "nothing: chance explains the highest scores"
         )
+        rule = f"{found}; assumes that the scores of clean pairs are normally distributed"
     else:
         raise UserError(f"flag.by={by!r}: expected one of {', '.join(BY)}")
     return Flags(flagged, float(scores[flagged].min()) if flagged.any() else math.inf, rule)
 
 
-def two_groups(scores: np.ndarray) -> float:
-    """Returns where the upper one of two groups of scores begins, inf if there are no two.
+def beyond_chance(scores: np.ndarray) -> float:
+    """Returns from which score on there are more pairs than chance explains, inf if from none.
 
-    Assumes that the scores are a mixture of two normal distributions, of which the minor upper one
-    are the poisoned pairs: fits it (EM, on a histogram), and takes the score between the means
-    where both are equally likely. There are two groups if Ashman's D of the means is above 2 and
-    the upper group is the minority. Poisons fewer than the clean distribution's own tail do not
-    make a group; flag a fraction then.
+    Assumes two groups: clean pairs, whose scores are normally distributed, and a few suspects above
+    them. The median and the upper quartile of all scores give the normal distribution: the few
+    hardly move them. Flagged are as many pairs as can be with at most a tenth of them expected from
+    it. Where clean scores have a heavier tail than that, rare but honest pairs are flagged, too.
 
     Args:
       scores: (N,), finite.
 
     References:
-      Ashman, Bird and Zepf 1994, `Detecting bimodality in astronomical datasets`.
+      Efron 2004, `Large-scale simultaneous hypothesis testing: the choice of a null hypothesis`;
+      Benjamini and Hochberg 1995, `Controlling the false discovery rate`. Their use on detectors'
+      scores is this project's own.
     """
-    low, high = float(scores.min()), float(scores.max())
-    if not high > low:
+    ranked = np.sort(scores.astype(np.float64))[::-1]
+    middle, upper = np.quantile(ranked, (0.5, 0.75))
+    if not upper > middle:
         return math.inf
-    counts, edges = np.histogram(scores.astype(np.float64), _BINS, (low, high))
-    centres = (edges[1:] + edges[:-1]) / 2
-    filled = counts > 0
-    fits = [_fit(centres[filled], counts[filled], start) for start in _STARTS]
-    _, shares, means, spreads = max(fits, key=lambda fit: fit[0])
-    distance = math.sqrt(2) * (means[1] - means[0]) / math.hypot(*spreads)
-    if distance <= _LEAST_DISTANCE or shares[1] >= _LARGEST_SHARE:
-        return math.inf
-    between = np.linspace(means[0], means[1], 10_001)
-    likely = _log_densities(between, shares, means, spreads)
-    return float(between[np.argmax(likely[1] >= likely[0])])
-
-
-def _fit(
-    values: np.ndarray, counts: np.ndarray, start: float
-) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the log-likelihood, shares, means and deviations, the higher mean second."""
-    floor = (values[-1] - values[0]) / _BINS
-    rank = np.cumsum(counts) / counts.sum()
-    upper = (rank > 1 - start).astype(np.float64)
-    upper[-1] = 1.0
-    weights = np.stack([1 - upper, upper]) * counts
-    likelihood = -math.inf
-    for _ in range(_ITERATIONS):
-        mass = weights.sum(axis=1) + 1e-9
-        means = (weights @ values) / mass
-        spreads = np.sqrt((weights * (values - means[:, None]) ** 2).sum(axis=1) / mass)
-        spreads = np.maximum(spreads, floor)
-        shares = mass / mass.sum()
-        densities = _log_densities(values, shares, means, spreads)
-        total = np.logaddexp(*densities)
-        before, likelihood = likelihood, float(counts @ total)
-        if abs(likelihood - before) < 1e-9 * abs(likelihood):
-            break
-        weights = np.exp(densities - total) * counts
-    order = np.argsort(means)
-    return likelihood, shares[order], means[order], spreads[order]
-
-
-def _log_densities(
-    values: np.ndarray, shares: np.ndarray, means: np.ndarray, spreads: np.ndarray
-) -> np.ndarray:
-    """Returns the logarithms (2, n) of the shares' densities at the values."""
-    z = (values - means[:, None]) / spreads[:, None]
-    return np.log(shares / spreads)[:, None] - z**2 / 2
+    z = (ranked[ranked > upper] - middle) / (upper - middle) * _QUARTILE
+    chance = len(ranked) / 2 * np.array([math.erfc(value) for value in z / math.sqrt(2)])
+    allowed = _FALSE_DISCOVERIES * np.arange(1, len(z) + 1)
+    beyond = np.flatnonzero(chance <= allowed)
+    return float(ranked[beyond[-1]]) if len(beyond) else math.inf
