@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from clipdef_jax import models
+from clipdef_jax import jobs, models
 from clipdef_jax.data import ids, tokenizer
 from clipdef_jax.errors import UserError
 from clipdef_jax.models import head
 from clipdef_jax.train import metrics
-from configs import cleanclip, par, roclip, supervised, tacleaner
+from configs import cleanclip, supervised, tacleaner
 from tests.test_experiment import SMALL, run, shrink
 
 WORDS = tokenizer.train(["a photo of a banana on a red wall", "two frogs"], 600, 16)
@@ -67,13 +67,6 @@ def test_supervised_is_judged_by_its_head(given, tmp_path):
     assert (end["image"]["projection"] != start["image"]["projection"]).any()
 
 
-def test_par_moves_away_from_the_model_given(given, tmp_path):
-    run(repair(par, given), tmp_path / "run", devices=1)
-    rows = terms(tmp_path / "run", "par")
-    assert rows[0]["loss/image_distance"] == pytest.approx(0, abs=1e-6)
-    assert rows[-1]["loss/image_distance"] > 1e-4
-
-
 def test_cleanclip_unlearns_the_pairs_on_a_list(given, tmp_path):
     config = repair(cleanclip, given)
     config.loss.kwargs.flagged = True
@@ -88,16 +81,6 @@ def test_cleanclip_unlearns_the_pairs_on_a_list(given, tmp_path):
     assert np.mean(kept) == pytest.approx(0.5)  # Half of the 64 are listed.
 
 
-def test_roclip_pre_trains_on_augmented_pairs(tmp_path):
-    config = shrink(roclip.get_config("smoke"))
-    config.pretrain.epochs = 2
-    config.augmentation = "none"  # The paper's takes long to compile.
-    config.evaluate.during_training = 0
-    summary = run(config, tmp_path / "run", devices=1)
-    assert [row["model"] for row in summary["results"]] == ["poisoned"]
-    assert len(terms(tmp_path / "run", "poisoned")) == 8
-
-
 def test_a_classifier_needs_labels(given, tmp_path):
     (tmp_path / "pairs.csv").write_text("image,caption\nx.png,a frog\n")
     config = repair(supervised, given)
@@ -105,3 +88,39 @@ def test_a_classifier_needs_labels(given, tmp_path):
     config.data.kwargs = {}
     with pytest.raises(UserError, match=r"Supervised trains a classifier, .* has no labels"):
         run(config, tmp_path / "run", devices=1)
+
+
+DEFENCE = """
+import jax.numpy as jnp
+from clipdef_jax.losses.contrastive import symmetric_info_nce
+from clipdef_jax.types import LossOutput
+
+
+class Farther:
+    views = ("image", "text", "text_neg", "has_subtext")
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def init_state(self, rng, dim):
+        return {"steps": jnp.zeros(())}
+
+    def __call__(self, embeddings, state, *, log_scale, epoch):
+        image, text = embeddings["image"], embeddings["text"]
+        near = jnp.einsum("bd,bmd->b", image, embeddings["text_neg"]).mean()
+        value = symmetric_info_nce(image, text, log_scale) + self.weight * near
+        return LossOutput(value, {"steps": state["steps"] + 1}, {"steps": state["steps"]})
+"""
+
+
+def test_a_defence_from_outside_the_package_is_named_and_trained(given, tmp_path, monkeypatch):
+    (tmp_path / "outside_defence.py").write_text(DEFENCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = repair(cleanclip, given)
+    pristine = config.copy_and_resolve_references()
+    config.loss.name = "outside_defence:Farther"
+    config.loss.kwargs.weight = 0.5
+    jobs.drop_stale_kwargs(config, pristine, ["loss.name", "loss.kwargs.weight"])
+    summary = run(config, tmp_path / "run", devices=1)
+    assert summary["results"][-1]["model"] == "farther"
+    assert [row["loss/steps"] for row in terms(tmp_path / "run", "farther")] == [0, 1, 2, 3]

@@ -48,3 +48,14 @@ def test_moments_are_sharded_like_their_parameters():
 def test_every_array_needs_a_rule():
     with pytest.raises(UserError, match="matches none of the sharding rules"):
         create(mesh_of(1), rules=[("kernel$", P())])
+
+
+def test_a_loss_that_compares_keeps_a_copy_of_where_it_began():
+    given = jax.device_get(create(mesh_of(1), seed=3).params)
+    tx = optimizer.make_optimizer(optimizer.warmup_cosine(0.1, 1, 10), weight_decay=0.1)
+    made = state.create(CLIP, losses.get("par"), tx, 0, mesh_of(1), params=given)
+    for a, b, c in zip(*map(jax.tree.leaves, (made.reference, made.params, given)), strict=True):
+        assert a is not b  # A step writes over the parameters it is given.
+        np.testing.assert_array_equal(a, c)
+    with pytest.raises(UserError, match="loss Par repairs a trained model"):
+        state.create(CLIP, losses.get("par"), tx, 0, mesh_of(1))
