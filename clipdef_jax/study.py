@@ -126,7 +126,8 @@ def cells_of(config: ConfigDict) -> Iterator[Cell]:
 def config_of(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> ConfigDict:
     """Returns the config of a cell's run: the study's, with the attack's and the defence's fields.
 
-    A defence that pre-trains gets the poisoned data; one that repairs, the undefended model.
+    A defence that pre-trains gets the poisoned data; one that repairs, the undefended model, or the
+    one of `init`, a checkpoint to study.
     """
     fields = config.copy_and_resolve_references()
     for section in ("study", "attacks", "defences"):
@@ -138,10 +139,13 @@ def config_of(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> ConfigDi
         return fields
     defence = config.defences[cell.defence]
     if "finetune" in defence:
-        undefended = Cell(cell.attack, UNDEFENDED, cell.seed).folder
-        fields.init = str(workdir / undefended / "poisoned" / "model")
+        if not config.init:
+            undefended = Cell(cell.attack, UNDEFENDED, cell.seed).folder
+            fields.init = str(workdir / undefended / "poisoned" / "model")
         del fields.pretrain
         fields.attack.plan = ConfigDict({"name": "none", "kwargs": {}})
+    else:
+        fields.init = ""
     _replace(fields, defence)
     with fields.unlocked():
         if "sweep" in fields:

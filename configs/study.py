@@ -6,6 +6,9 @@
 Each cell is a run in a folder of its own, ATTACK/seedN/DEFENCE: what is complete is not run again,
 so a study may be stopped at any time, and may grow.
 
+With --config.init=MODEL the repairs start from that model instead of one trained here; the clean
+pairs are those that no poison of --config.attacks.NAME.attack.manifest=FILE is among.
+
 Variants:
   (default)  the attacks and defences below, three seeds; hours on two CPU cores.
   :attacks   the attacks alone, undefended; about an hour and a half on two CPU cores.

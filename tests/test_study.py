@@ -89,6 +89,10 @@ def test_a_cell_gets_the_parts_named_and_nothing_of_those_they_replace(config, t
 
     assert config.attack.trigger.name == "badnet"  # the study's own fields stay as they are
 
+    config.init = "mine"
+    for defence, init in (("undefended", "mine"), ("cleanclip", "mine"), ("roclip", "")):
+        assert study.config_of(config, study.Cell("sig", defence, 1), tmp_path).init == init
+
 
 def test_a_sweep_runs_every_combination(config, tmp_path):
     assert "sweep" not in study.config_of(config, study.Cell("sig", "cleanclip", 1), tmp_path)
