@@ -215,7 +215,9 @@ def _evaluate(
     job: Run, name: str, description: str, model: Model, tests: TestSet, seconds: dict[str, float]
 ) -> dict[str, Any]:
     def body() -> dict[str, Any]:
-        return {"model": name, "description": description, **measure(job, model, tests, show=True)}
+        metrics = measure(job, model, tests, show=True)
+        by = ", classified by its head" if metrics["classifier"] == "head" else ""
+        return {"model": name, "description": description + by, **metrics}
 
     result, done = run_stage(job.workdir / name / "evaluation", body)
     seconds[f"evaluate {name}"] = result.pop("seconds")

@@ -57,6 +57,7 @@ def test_supervised_is_judged_by_its_head(given, tmp_path):
     summary = run(repair(supervised, given), tmp_path / "run", devices=1)
     before, after = summary["results"]
     assert (before["classifier"], after["classifier"]) == ("zero-shot", "head")
+    assert after["description"] == "fine-tuned on 64 clean pairs, classified by its head"
     assert 0 <= after["zero_shot_asr_top1"] <= 1
     kernel, classes = head.load(tmp_path / "run" / "supervised" / "model")
     assert len(classes) == 4

@@ -80,6 +80,8 @@ def _cell(undefended: Result, row: Result, name: str) -> Text:
 
 def _footnote(results: Sequence[Result]) -> Text:
     lines = ["CA: zero-shot accuracy on clean test images."]
+    if any(row.get("classifier") == "head" for row in results):
+        lines = ["CA: accuracy on clean test images, zero-shot where no head is named."]
     modes = dict.fromkeys(row["asr_mode"] for row in results if row.get("asr_mode"))
     if modes:
         lines += [
