@@ -44,7 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.score = ConfigDict()  # the arguments of detect.score_all
     config.score.methods = ("dao", "slof", "kdist", "lid", "clip_score")
-    config.score.k = 16  # neighbours; more than poison_rate * size
+    # Neighbours; to be more than poisoned images and captions in the reference.
+    config.score.k = 16
     config.score.reference = "subsample"  # what a pair is held against; or "batch", "full"
     config.score.size = 2048  # pairs of the reference
     config.score.draws = 4  # references, drawn independently

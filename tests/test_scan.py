@@ -17,7 +17,7 @@ from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.scan import job
 from clipdef_jax.types import Pair
 from configs import detect as config_file
-from tests.test_encode import CLIP, WORDS
+from tests.test_encode import CLIP, INIT, WORDS
 from tests.test_step import mesh_of
 
 SOURCE = "tests.test_scan:Scenes"
@@ -54,7 +54,7 @@ class Empty(Scenes):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    models.save(folder, CLIP, CLIP.init(jax.random.key(0)))
+    models.save(folder, CLIP, INIT(jax.random.key(0)))
     WORDS.save(folder)
     return str(folder)
 
@@ -224,7 +224,8 @@ def test_a_dry_run_writes_nothing(checkpoint, tmp_path, monkeypatch, capsys):
         ({"embed.batch": 0}, r"embed.batch=0: expected 1 or more"),
         ({"embed.dtype": "int8"}, r"embed.dtype='int8'"),
         ({"score.k": 400}, r"k=400"),
-        ({"embed.folder": "nowhere"}, r"nowhere holds no img_emb"),
+        ({"embed.folder": "x"}, r"encoded already and cannot be poisoned any more"),
+        ({"embed.folder": "x", "attack.plan.name": "none"}, r"x holds no img_emb"),
     ],
 )
 def test_mistakes_are_named(checkpoint, tmp_path, fields, message):
@@ -242,7 +243,7 @@ def test_an_empty_source(checkpoint, tmp_path):
 def test_embeddings_of_another_checkpoint(scanned, checkpoint, tmp_path):
     workdir, _ = scanned
     other = tmp_path / "model"
-    models.save(other, CLIP, CLIP.init(jax.random.key(1)))
+    models.save(other, CLIP, INIT(jax.random.key(1)))
     WORDS.save(other)
     made = json.loads((workdir / "embeddings" / "made.json").read_text())
     (tmp_path / "run" / "embeddings").mkdir(parents=True)

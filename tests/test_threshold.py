@@ -34,7 +34,7 @@ def test_auto_finds_suspects_above_the_others(number, shift):
     assert flags.flagged[20_000:].mean() > 0.95
     # A tenth is allowed to be clean; the suspects themselves move the quartiles a little.
     assert flags.flagged[:20_000].sum() <= 0.15 * flags.flagged.sum()
-    assert "assumes that the scores of clean pairs are normally distributed" in flags.rule
+    assert flags.assumption == "the scores of clean pairs are normally distributed"
 
 
 def test_auto_flags_as_many_as_the_rule_allows():
@@ -57,7 +57,7 @@ def test_auto_flags_nothing_that_chance_explains():
         assert beyond_chance(scores) == math.inf
     flags = flag(scores, by="auto")
     assert not flags.flagged.any()
-    assert "nothing: chance explains" in flags.rule
+    assert "none, as chance explains" in flags.rule
     # Of normally distributed scores in one case of ten.
     found = [math.isfinite(beyond_chance(rng.normal(size=2000))) for _ in range(100)]
     assert sum(found) <= 20

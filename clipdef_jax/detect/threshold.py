@@ -24,11 +24,13 @@ class Flags(NamedTuple):
       flagged: bool (N,).
       threshold: the lowest score that is flagged; inf where none is.
       rule: the same for people.
+      assumption: what the rule rests on, if it assumes anything.
     """
 
     flagged: np.ndarray
     threshold: float
     rule: str
+    assumption: str = ""
 
 
 def flag(scores: np.ndarray, *, by: str, fraction: float = 0.01, score: float = 0.0) -> Flags:
@@ -45,6 +47,7 @@ def flag(scores: np.ndarray, *, by: str, fraction: float = 0.01, score: float = 
     Raises:
       UserError: an argument is out of range.
     """
+    assumption = ""
     if by == "fraction":
         if not 0 < fraction < 1:
             raise UserError(f"flag.fraction={fraction}: expected a share above 0 and below 1")
@@ -57,15 +60,16 @@ def flag(scores: np.ndarray, *, by: str, fraction: float = 0.01, score: float = 
     elif by == "auto":
         split = beyond_chance(scores)
         flagged = scores >= split
-        found = (
+        rule = (
             f"scores of at least {split:.4g}, of which chance explains a tenth"
             if math.isfinite(split)
-            else "nothing: chance explains the highest scores"
+            else "none, as chance explains the highest scores"
         )
-        rule = f"{found}; assumes that the scores of clean pairs are normally distributed"
+        assumption = "the scores of clean pairs are normally distributed"
     else:
         raise UserError(f"flag.by={by!r}: expected one of {', '.join(BY)}")
-    return Flags(flagged, float(scores[flagged].min()) if flagged.any() else math.inf, rule)
+    threshold = float(scores[flagged].min()) if flagged.any() else math.inf
+    return Flags(flagged, threshold, rule, assumption)
 
 
 def beyond_chance(scores: np.ndarray) -> float:

@@ -143,7 +143,10 @@ def _histograms(report: ScanReport) -> Html:
         image = figures.svg(figure, f"spread-{number}", f"Histogram of the scores of {method}")
         drawn.append(tag("figure", tag("figcaption", tag("b", method)), image))
     known = any(counted.poisoned is not None for counted in report.histograms.values())
-    legend = "Pairs by score, on a logarithmic axis; the dashed line is the threshold." + (
-        " In colour: the poisoned ones." if known else ""
+    legend = (
+        "Pairs by score, on a logarithmic axis; the last bar holds the highest half percent, the "
+        "dashed line is the threshold."
     )
+    if known:
+        legend += " In colour: the poisoned ones."
     return join(tag("p", legend, class_="fine"), tag("div", *drawn, class_="curves"))

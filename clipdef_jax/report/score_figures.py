@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BINS = 80
+# Where density ratios of coinciding points lie, far above all others, a plot would show these only.
+_SHOWN = 0.995
 
 
 class Histogram(NamedTuple):
@@ -35,11 +37,20 @@ class Histogram(NamedTuple):
 def histogram(
     scores: np.ndarray, is_poisoned: np.ndarray | None, threshold: float | None
 ) -> Histogram:
-    """Counts scores (N,) in bins; `is_poisoned` is bool (N,) or None."""
-    counts, edges = np.histogram(scores.astype(np.float64), _BINS)
-    hits = None
-    if is_poisoned is not None:
-        hits = np.histogram(scores[is_poisoned].astype(np.float64), edges)[0]
+    """Counts scores (N,) in bins, those of the last half percent in the last bin.
+
+    Args:
+      scores: (N,).
+      is_poisoned: bool (N,), or None where that is not known.
+      threshold: as in `Histogram`.
+    """
+    scores = scores.astype(np.float64)
+    low, high = scores.min(), np.quantile(scores, _SHOWN)
+    if threshold is not None and math.isfinite(threshold):
+        high = max(high, threshold)
+    scores = np.minimum(scores, high)
+    counts, edges = np.histogram(scores, _BINS, (low, high))
+    hits = None if is_poisoned is None else np.histogram(scores[is_poisoned], edges)[0]
     return Histogram(edges, counts, hits, threshold)
 
 

@@ -40,8 +40,7 @@ def open_material(job: Run, seconds: dict[str, float]) -> Material:
     """
     config = job.config
     if config.embed.folder:
-        truth = manifest.read_manifest(config.truth) if config.truth else None
-        return Material(parts.training_source(job) if config.data.train else None, None, truth)
+        return _embedded(job)
     if not config.data.train:
         raise UserError(
             "which pairs? Give --config.data.train=SPEC, as webdataset:DIR/{00000..00331}.tar, or "
@@ -63,3 +62,19 @@ def open_material(job: Run, seconds: dict[str, float]) -> Material:
         return Material(source, model, truth)
     made = experiment.poison(job, source, attack, seconds)
     return Material(PoisonedSource(source, made), model, made)
+
+
+def _embedded(job: Run) -> Material:
+    """Returns what is known of pairs that are embedded already."""
+    config = job.config
+    if config.attack.plan.name != "none" and not config.attack.manifest:
+        raise UserError(
+            "the pairs of embed.folder are encoded already and cannot be poisoned any more: name "
+            "the poisons among them by --config.truth=MANIFEST"
+        )
+    path = config.attack.manifest or config.truth
+    made = manifest.read_manifest(path) if path else None
+    source = parts.training_source(job) if config.data.train else None
+    if source is not None and made is not None and config.attack.manifest:
+        source = PoisonedSource(source, made)
+    return Material(source, None, made)

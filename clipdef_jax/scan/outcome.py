@@ -150,6 +150,7 @@ def _summary(
         "method": job.config.flag.method,
         "threshold": threshold,
         "rule": flags.rule,
+        "assumption": flags.assumption,
     }
     if is_poisoned is not None:
         hits = int((is_poisoned & flags.flagged).sum())
@@ -193,6 +194,7 @@ def _facts(config: Any, flags: Flags) -> dict[str, Any]:
     return {
         "detector that flags": config.flag.method,
         "flagged": flags.rule,
+        **({"assuming that": flags.assumption} if flags.assumption else {}),
         "held against": held[config.score.reference],
         "neighbours": config.score.k,
         "what is scored": config.score.query,
