@@ -35,9 +35,7 @@ class Workload:
         self.clip, self.loss, self.rows = clip, losses.get(loss), batch
         tx = optimizer.make_optimizer(lambda count: jnp.asarray(1e-5), weight_decay=0.1)
         params = jax.jit(clip.init)(jax.random.key(0))
-        if "logits" in self.loss.views:
-            params["head"] = {"kernel": jnp.zeros((_CLASSES, clip.config.embed_dim))}
-        self._state = state.create(clip, self.loss, tx, 0, mesh, params=params)
+        self._state = state.create(clip, self.loss, tx, 0, mesh, params=params, classes=_CLASSES)
         del params
         self._batch = sharding.shard_batch(mesh, random_batch(clip, self.loss, batch))
         self._step: Any = step.make_step(clip, self.loss, tx, augment.get(augmentation), 1)
