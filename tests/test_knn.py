@@ -29,6 +29,16 @@ def test_equals_all_distances(count, dim, k):
     np.testing.assert_allclose(distances, expected, rtol=1e-6)
 
 
+def test_a_mesh_of_one_device_may_be_entered():
+    points = np.random.default_rng(2).normal(size=(120, 16)).astype(np.float32)
+    mesh = jax.make_mesh((1, 1), ("a", "b"), (AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        distances, ids = detect.knn(points, points, 4)
+    expected, order = brute_force(points, points, 4)
+    np.testing.assert_array_equal(ids, order)
+    np.testing.assert_allclose(distances, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_point_is_left_out_by_its_id_and_its_duplicate_is_found():
     points = np.random.default_rng(1).normal(size=(120, 16)).astype(np.float32)
     points[7] = points[3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def conclude(
       UserError: the poisons are not among the pairs, a threshold is out of range, or cleaned tars
         are wanted of pairs that are not at hand.
     """
-    config, found = job.config, scanned.found
+    config, found, began = job.config, scanned.found, time.monotonic()
     flags = flag(scanned.scores[config.flag.method], **_threshold(config.flag))
     is_poisoned = _truth(scanned)
     order = np.argsort(-scanned.scores[config.flag.method], kind="stable")
@@ -64,6 +65,7 @@ def conclude(
             job.unreadable.add,
         )
 
+    seconds = seconds | {"flag": round(time.monotonic() - began, 2)}
     summary = _summary(job, scanned, flags, is_poisoned, seconds, command)
     write_json(job.workdir / "summary.json", summary)
     gallery = Gallery(scanned, flags.flagged, is_poisoned, neighbours)
