@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from clipdef_jax import jobs, models
-from clipdef_jax.data import ids, tokenizer
+from clipdef_jax.data import tokenizer
 from clipdef_jax.errors import UserError
 from clipdef_jax.models import head
 from clipdef_jax.train import metrics
-from configs import cleanclip, supervised, tacleaner
+from configs import cleanclip, supervised
 from tests.test_experiment import SMALL, run, shrink
 
 WORDS = tokenizer.train(["a photo of a banana on a red wall", "two frogs"], 600, 16)
@@ -17,11 +17,14 @@ WORDS = tokenizer.train(["a photo of a banana on a red wall", "two frogs"], 600,
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """The folder of a CLIP as it was born."""
+    """The folder of a CLIP that has learnt nothing."""
     folder = tmp_path_factory.mktemp("given") / "model"
     words = {"vocab_size": WORDS.vocab_size, "eos_token_id": WORDS.eos_token_id}
     clip = models.get("ViT-Ti/4", **{**SMALL, **words, "context_length": 16})
-    models.save(folder, clip, jax.jit(clip.init)(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(clip.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), shapes)
+    models.save(folder, clip, params)
     WORDS.save(folder)
     return folder
 
@@ -33,24 +36,6 @@ def repair(job, given, arg="smoke"):
     config.evaluate.during_training = 0
     config.augmentation = "none"
     return config
-
-
-def terms(workdir, name):
-    return metrics.read(workdir / name / "metrics.jsonl")
-
-
-def test_tacleaner_trains_on_subcaptions(given, tmp_path):
-    config = repair(tacleaner, given)
-    config.loss.kwargs.fraction = 0.25
-    summary = run(config, tmp_path / "run", devices=1)
-    assert [row["model"] for row in summary["results"]] == ["given", "tacleaner"]
-    rows = terms(tmp_path / "run", "tacleaner")
-    assert len(rows) == 4
-    for row in rows:
-        # Of the four rows chosen some captions may have no word to exchange.
-        assert 1 <= row["loss/subtext_rows"] <= 4
-        assert row["loss/sub_positive"] > 0
-        assert row["loss/sub_text"] > 0
 
 
 def test_supervised_is_judged_by_its_head(given, tmp_path):
@@ -66,20 +51,6 @@ def test_supervised_is_judged_by_its_head(given, tmp_path):
     _, end = models.load(tmp_path / "run" / "supervised" / "model")
     np.testing.assert_array_equal(end["text"]["projection"], start["text"]["projection"])
     assert (end["image"]["projection"] != start["image"]["projection"]).any()
-
-
-def test_cleanclip_unlearns_the_pairs_on_a_list(given, tmp_path):
-    config = repair(cleanclip, given)
-    config.loss.kwargs.flagged = True
-    config.loss.kwargs.unlearn = 1.0
-    config.data.static_eda = True
-    with pytest.raises(UserError, match=r"takes out flagged pairs.*--config.data.flagged=FILE"):
-        run(config, tmp_path / "none", devices=1)
-    ids.write_ids(tmp_path / "list.txt", [f"emoji-train-0-{index:07d}" for index in range(32)])
-    config.data.flagged = str(tmp_path / "list.txt")
-    run(config, tmp_path / "run", devices=1)
-    kept = [row["loss/kept"] for row in terms(tmp_path / "run", "cleanclip")]
-    assert np.mean(kept) == pytest.approx(0.5)  # Half of the 64 are listed.
 
 
 def test_a_classifier_needs_labels(given, tmp_path):
@@ -110,7 +81,8 @@ class Farther:
         image, text = embeddings["image"], embeddings["text"]
         near = jnp.einsum("bd,bmd->b", image, embeddings["text_neg"]).mean()
         value = symmetric_info_nce(image, text, log_scale) + self.weight * near
-        return LossOutput(value, {"steps": state["steps"] + 1}, {"steps": state["steps"]})
+        metrics = {"steps": state["steps"], "rows": embeddings["has_subtext"].sum()}
+        return LossOutput(value, {"steps": state["steps"] + 1}, metrics)
 """
 
 
@@ -124,4 +96,7 @@ def test_a_defence_from_outside_the_package_is_named_and_trained(given, tmp_path
     jobs.drop_stale_kwargs(config, pristine, ["loss.name", "loss.kwargs.weight"])
     summary = run(config, tmp_path / "run", devices=1)
     assert summary["results"][-1]["model"] == "farther"
-    assert [row["loss/steps"] for row in terms(tmp_path / "run", "farther")] == [0, 1, 2, 3]
+    rows = metrics.read(tmp_path / "run" / "farther" / "metrics.jsonl")
+    assert [row["loss/steps"] for row in rows] == [0, 1, 2, 3]
+    # Of the two rows of a batch that are chosen some captions may have no word to exchange.
+    assert 1 <= max(row["loss/rows"] for row in rows) <= 2

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from clipdef_jax import data, parts
+from clipdef_jax import data, losses, parts
 from clipdef_jax.attacks import get_trigger, manifest, plan
-from clipdef_jax.data import loader
+from clipdef_jax.data import ids, loader
 from clipdef_jax.errors import UserError
 from configs import attacks, cleanclip
 
@@ -139,3 +139,26 @@ def test_the_attack_of_a_manifest_goes_before_the_configs(run, tmp_path):
 def test_a_number_goes_before_the_rate(run):
     run.config.attack.number = 7
     assert parts.attack_of(run.config, 32).poisons_of(60) == 7
+
+
+def test_the_loader_makes_what_the_loss_wants(run, tmp_path):
+    source = parts.training_source(run)
+    words = parts.new_tokenizer(run, source, 16)
+    model = parts.Model(parts.new_clip(run.config), None, words)
+    loss = losses.get("tacleaner", fraction=0.5, negatives=3)
+    made = parts.loader_of(run.config, source, model, loss)
+    assert made.views == loss.views
+    assert (made.subtext.fraction, made.subtext.negatives) == (0.5, 3)
+    assert not made.static_eda
+    assert not made.flagged
+
+    loss = losses.get("cleanclip", flagged=True)
+    with pytest.raises(UserError, match=r"CleanClip takes out flagged pairs.*data.flagged=FILE"):
+        parts.check_data(run.config, source, loss)
+    ids.write_ids(tmp_path / "list.txt", [source[3].uid, source[8].uid])
+    run.config.data.flagged = str(tmp_path / "list.txt")
+    run.config.data.static_eda = True
+    parts.check_data(run.config, source, loss)
+    made = parts.loader_of(run.config, source, model, loss)
+    assert made.static_eda
+    assert made.flagged == set(ids.ids128([source[3].uid, source[8].uid]).tolist())
