@@ -169,6 +169,10 @@ def test_another_threshold_needs_nothing_but_the_last_stage(scanned, checkpoint,
     assert again["flagged"] == before["flagged"]
     for stage in ("poison", "embed", "score"):
         assert again["seconds"][stage] == before["seconds"][stage]
+    none = run(config_of(checkpoint, **{"flag.by": "score", "flag.score": 1e9}), workdir)
+    assert none["flagged"] == 0
+    assert none["threshold"] is None
+    assert len(np.load(workdir / "drop.npy")) == 0
     config = config_of(checkpoint, **{"score.k": 5})
     with pytest.raises(UserError, match=r"another config: score.k was 4, is 5"):
         run(config, workdir)

@@ -34,6 +34,10 @@ def test_there_must_be_something_to_find(tmp_path):
     config = detect.get_config("loop,attack=none")
     with pytest.raises(UserError, match="the loop needs an attack to undo"):
         loop.run(config, tmp_path, command="")
+    config = detect.get_config("loop")
+    config.dry_run = True
+    with pytest.raises(UserError, match="dry_run is for scans"):
+        loop.run(config, tmp_path, command="")
 
 
 def test_complete_parts_are_not_run_again(tmp_path, monkeypatch):

@@ -25,6 +25,11 @@ class Cluster(NamedTuple):
     name: str
 
 
+def plain(caption: str) -> str:
+    """Returns a caption without what does not tell it apart: case and white space."""
+    return " ".join(caption.lower().split())
+
+
 def by_caption(rows: np.ndarray, captions: Sequence[str], *, least: int = 2) -> list[Cluster]:
     """Groups suspects whose captions are the same but for case and white space.
 
@@ -38,7 +43,7 @@ def by_caption(rows: np.ndarray, captions: Sequence[str], *, least: int = 2) -> 
     """
     groups: dict[str, list[int]] = {}
     for place, caption in enumerate(captions):
-        if key := " ".join(caption.lower().split()):
+        if key := plain(caption):
             groups.setdefault(key, []).append(place)
     return _largest_first(
         [Cluster(rows[places], captions[places[0]]) for places in groups.values()], least

@@ -90,11 +90,11 @@ class Gallery:
 
         captions = self._scanned.found.captions
         groups = clusters.by_caption(rows, captions.take(rows).to_pylist())[:_GROUPS]
-
-        def in_data(group: Cluster) -> int:
-            return pc.sum(pc.equal(pc.utf8_lower(captions), group.name.lower())).as_py()
-
-        return [self._group(group, in_data(group)) for group in groups]
+        plain = pc.replace_substring_regex(pc.utf8_lower(captions), r"\s+", " ")
+        plain = pc.utf8_trim_whitespace(plain)
+        names = [clusters.plain(group.name) for group in groups]
+        counts = [pc.sum(pc.equal(plain, name)).as_py() for name in names]
+        return [self._group(group, count) for group, count in zip(groups, counts, strict=True)]
 
     def image_groups(self, rows: np.ndarray) -> list[Group]:
         """Returns groups of flagged pairs (the most suspect first) whose pictures are alike."""

@@ -38,6 +38,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
       Interrupted: the run was asked to stop; what was done is saved.
     """
     processes.require_one("the loop")
+    if config.dry_run:
+        raise UserError("dry_run is for scans: the loop has no data but those of the run itself")
     if config.attack.plan.name == "none" and not config.attack.manifest:
         raise UserError("the loop needs an attack to undo: choose one by attack=NAME")
     before = _part(experiment.run, training_config(config), workdir / "before", command)
