@@ -170,7 +170,9 @@ def defaults(**settings: Any) -> Iterator[None]:
 def panels(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
     """Returns a figure of panels that share their axes, in reading order, shares as percents."""
     with defaults():
-        figure, *grid = new_axes(2.2 * columns + 0.6, 1.9 * rows + 0.6, rows, columns)
+        # One panel alone is larger: it has a legend, too.
+        width, height = max(2.2 * columns + 0.6, 4.8), max(1.9 * rows + 0.6, 3.2)
+        figure, *grid = new_axes(width, height, rows, columns)
         for axes in grid:
             percent_axes(axes.xaxis, axes.yaxis)
     return figure, grid

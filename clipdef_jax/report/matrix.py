@@ -107,7 +107,7 @@ def figure(table: Sequence[Mapping[str, Any]]) -> bytes:
             list(handles),
             loc="outside upper center",
             frameon=False,
-            ncols=min(len(handles), 5),
+            ncols=min(len(handles), 5 if len(attacks) > 2 else 3),
         )
     sheet.supxlabel("Attack success rate (ASR)", fontsize=9, color=figures.MUTED)
     sheet.supylabel("Clean accuracy (CA)", fontsize=9, color=figures.MUTED)
