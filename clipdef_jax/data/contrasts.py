@@ -266,7 +266,7 @@ def contrasts(word: str, part_of_speech: str) -> tuple[str, ...]:
     >>> contrasts("bicycle", "n")
     ('car', 'bus', 'train', 'airplane', 'boat', 'tractor', 'rocket')
     >>> contrasts("trombones", "n")
-    ('trumpets',)
+    ('bugles', 'clarions', 'cornets', 'flugelhorns', 'saxhorns')
 
     What is common is listed. Of other words, nouns are exchanged for siblings in WordNet's tree and
     adjectives for opposites, both with care: siblings in a sense that the word seldom has, kinds of
