@@ -218,6 +218,16 @@ def test_a_dry_run_writes_nothing(checkpoint, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_over_embeddings(scanned, checkpoint, tmp_path, capsys):
+    fields = {"embed.folder": str(scanned[0] / "embeddings"), "attack.plan.name": "none"}
+    told = run(config_of(checkpoint, dry_run=True, **fields), tmp_path / "run")
+    assert (told["pairs"], told["embed_seconds"], told["disk_mib"]) == (59, 0, 0)
+    said = capsys.readouterr().out
+    assert "8 dimensions, there already" in said
+    assert "to embed" not in said
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -63,13 +63,13 @@ def estimate(job: Run, material: Material, methods: tuple[str, ...]) -> dict[str
         say(f"  {uid}  {caption[:80]!r}", markup=False, soft_wrap=True)
     if job.unreadable:
         say(f"unreadable among those tried: {len(job.unreadable)}")
-    say(f"embeddings: {width} dimensions, {disk:,.0f} MiB on disk in {config.embed.dtype}")
+    room = f", {disk:,.0f} MiB on disk in {config.embed.dtype}" if per_pair else ", there already"
+    say(f"embeddings: {width} dimensions{room}")
     say(f"memory: about {memory:,.0f} MiB for parameters, search and scores, besides activations")
-    say(
-        f"time: about {duration(told['embed_seconds'])} to embed"
-        + (f" ({1 / per_pair:,.0f} pairs/s)" if per_pair else "")
-        + f", {duration(told['score_seconds'])} to score"
+    rate = (
+        f"{duration(pairs * per_pair)} to embed ({1 / per_pair:,.0f} pairs/s), " if per_pair else ""
     )
+    say(f"time: about {rate}{duration(told['score_seconds'])} to score")
     say("a dry run: nothing was written")
     return told
 
