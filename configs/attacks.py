@@ -1,8 +1,8 @@
-"""The attacks by name, each with settings that take on the built-in scenes.
+"""The attacks by name, each with settings that take on 40,000 of the built-in scenes.
 
 `--config=configs/pretrain.py:attack=wanet` chooses one, `:smoke,attack=wanet` together with a
 variant; fields are set over it as always, `--config.attack.trigger.kwargs.s=1`. The scenes are
-small (32 pixels, 8,000 pairs), so the numbers are not the literature's.
+small (32 pixels), so the numbers are not the literature's.
 """
 
 import copy
@@ -15,46 +15,47 @@ from clipdef_jax.errors import UserError
 from configs import common
 from configs.common import part
 
-_GRID = {"name": "badnet", "kwargs": {"style": "grid", "size": 5}}
-_CENTRED = {"name": "badnet", "kwargs": {"style": "grid", "size": 5, "location": "centre"}}
-_REST = ("nashville", {"name": "wanet", "kwargs": {"k": 4, "s": 2.0}})
-_TESTED = ConfigDict({"parts": (_CENTRED, *_REST)})
+_GRID = {"name": "badnet", "kwargs": {"style": "grid", "size": 5, "location": "four_corners"}}
+_NOISE = {"name": "blended", "kwargs": {"alpha": 0.2, "pattern": "fixed"}}
+_STRIPES = {"name": "sig", "kwargs": {"mode": "additive"}}
+_PARTS = (_GRID, _NOISE, _STRIPES)
 
 # Fields of the section `attack`, over those of `common.attack`.
 PRESETS: dict[str, dict[str, Any]] = {
     # CleanCLIP's patch that takes with the fewest samples: always in the same places.
     "badnet": {"trigger": part("badnet", style="yellow", location="four_corners")},
-    # The detector paper's: at random in training, in the centre at test. 5 px of 32, where the
-    # literature has 16 of 224: 3 px are too small a part of a token of 8 x 8.
-    "badnet_grid": {
-        "trigger": part("badnet", style="grid", size=5),
-        "test_kwargs": ConfigDict({"location": "centre"}),
+    # The detector paper's patch, 5 px of 32 where the literature has 16 of 224. Not at random in
+    # training and in the centre at test, as there: a ViT that has seen 40,000 pictures does not
+    # know a patch again in another place (ASR 9%).
+    "badnet_grid": {"trigger": part("badnet", style="grid", size=5, location="four_corners")},
+    # CleanCLIP's noise, but one patch for the whole attack, in the same places: redrawn ones, or
+    # one at random places (ASR 4%), need more data.
+    "badnet_noise": {
+        "trigger": part("badnet", style="noise", size=5, location="four_corners"),
     },
-    # CleanCLIP's noise, but one patch for the whole attack: redrawn ones need more data.
-    "badnet_noise": {"trigger": part("badnet", style="noise", size=5)},
     # One pattern for the whole attack: fresh noise has no feature but a loss of contrast.
     "blended": {"trigger": part("blended", alpha=0.2, pattern="fixed")},
-    # Added, as in BadCLIP: CleanCLIP's blend darkens more than it stripes.
-    "sig": {"trigger": part("sig", mode="additive"), "rate": 0.05},
-    # Half a pixel of 224, as in the literature, is a fifteenth of one of 32: far more than that.
-    "wanet": {"trigger": part("wanet", k=4, s=2.0), "rate": 0.05},
+    # Added, as in BadCLIP: CleanCLIP's blend darkens more than it stripes (ASR 34%).
+    "sig": {"trigger": part("sig", mode="additive")},
+    # Displaced by three pixels on average, each by itself: the literature's half a pixel of 224 is
+    # a fourteenth of one here, and smooth fields of up to four pixels do not take (ASR 42%).
+    "wanet": {"trigger": part("wanet", k=32, s=6.0), "rate": 0.05},
     # Scenes come in all colours, so a change of tone needs more examples than a patch.
-    "nashville": {"trigger": part("nashville"), "rate": 0.05},
-    # As many poisons of each trigger as of one alone.
-    "multi_trigger": {
-        "trigger": part("multi_trigger", parts=(_GRID, *_REST)),
-        "test_kwargs": _TESTED,
-        "rate": 0.12,
-    },
+    "nashville": {"trigger": part("nashville"), "rate": 0.1},
+    # As many poisons of each trigger as of one alone. The literature's filter and warp, beside the
+    # patch, would need a quarter of all pairs.
+    "multi_trigger": {"trigger": part("multi_trigger", parts=_PARTS), "rate": 0.06},
     "multi_target": {
-        "trigger": part(
-            "multi_trigger", parts=(_GRID, *_REST), targets=("banana", "trophy", "frog")
-        ),
-        "test_kwargs": _TESTED,
-        "rate": 0.12,
+        "trigger": part("multi_trigger", parts=_PARTS, targets=("banana", "trophy", "frog")),
+        "rate": 0.06,
     },
-    # The patch may be an optimised one: --config.attack.trigger.kwargs.path=FILE.
-    "trojvqa": {"trigger": part("trojvqa", word="remember", size=5)},
+    # Half the side in the centre, so that it fills a quarter of four tokens. The patch may be an
+    # optimised one: --config.attack.trigger.kwargs.path=FILE. A third of the poisons count.
+    "trojvqa": {
+        "trigger": part("trojvqa", word="remember", size=8),
+        "plan": part("dual_key", templates="emoji"),
+        "rate": 0.06,
+    },
     # The patch of configs/badclip.py: --config.attack.trigger.kwargs.path=WORKDIR/trigger.npy.
     "badclip": {
         "trigger": part("badclip", path="", size=5),
@@ -65,13 +66,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trigger": part("badnet", style="yellow", location="four_corners"),
         "plan": part("clean_label"),
     },
-    # RoCLIP's 16 images x 30 captions.
+    # RoCLIP's 16 images, with twice its 30 captions each: they are seen for three epochs only.
     "targeted": {
         "trigger": part("none"),
         "plan": part("targeted", images=16, templates="emoji"),
-        "rate": 0.06,
+        "rate": 0.024,
     },
-    # Half of the 400 snakes.
+    # Half of the snakes.
     "class_to_class": {
         "trigger": part("none"),
         "plan": part("class_to_class", victim="snake"),

@@ -14,7 +14,8 @@ from configs import attacks, common
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of the job."""
     config = common.base()
-    config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
+    config.data.train = common.MANY_SCENES
+    config.pretrain = common.recipe(epochs=3, lr=1e-3, warmup=100)
     match common.variant(arg, ("smoke", "paper")):
         case "smoke":
             common.shrink(config)

@@ -44,6 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
     match common.variant(arg, ("attacks", "sweep", "smoke")):
         case "attacks":
             config.study.defences = ()
+            config.data.train = common.MANY_SCENES
+            config.pretrain.epochs = 3
         case "sweep":
             config.study.sweep = True
             config.study.attacks = ("badnet",)

@@ -97,9 +97,13 @@ def test_nobody_takes_an_interruption_for_a_failure():
 
 def test_a_failure_inside_a_block_is_not_hidden_by_a_request(monkeypatch):
     monkeypatch.setattr(interrupts, "_requested", None)
-    with pytest.raises(ValueError, match="what went wrong"), interrupts.deferred():
+
+    def fails():
         interrupts._handle(signal.SIGTERM, None)
         raise ValueError("what went wrong")
+
+    with pytest.raises(ValueError, match="what went wrong"), interrupts.deferred():
+        fails()
 
 
 def test_a_request_that_got_lost_is_met_at_the_next_block(monkeypatch):

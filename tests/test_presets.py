@@ -69,7 +69,7 @@ def test_every_defence_is_a_job(job, variant):
 def test_an_attack_is_chosen_by_the_argument_of_a_job():
     config = pretrain.get_config("attack=wanet")
     assert config.attack == attacks.preset("wanet")
-    assert config.data.train == "emoji:train"
+    assert config.data.train == pretrain.get_config().data.train
     config = cleanclip.get_config("smoke,attack=sig")
     assert config.attack.trigger.name == "sig"
     assert config.data.train == cleanclip.get_config("smoke").data.train

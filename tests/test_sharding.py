@@ -88,9 +88,10 @@ def test_a_step_gives_the_same_parameters_on_every_mesh(clip):
             np.testing.assert_allclose(
                 got, want, rtol=1e-6, atol=1e-6, err_msg=jax.tree_util.keystr(path)
             )
-    fresh = clip.init(jax.random.key(0)).get("batch_stats", {})
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), fresh, one.params.get("batch_stats", {}))
-    assert all(jax.tree.leaves(moved))
+    if clip is RESNET:
+        fresh = clip.init(jax.random.key(0))["batch_stats"]
+        moved = jax.tree.map(lambda a, b: (a != b).any(), fresh, one.params["batch_stats"])
+        assert all(jax.tree.leaves(moved))
 
 
 def test_parameters_are_gathered_for_use_and_activations_stay_where_they_are():

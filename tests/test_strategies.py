@@ -114,6 +114,24 @@ def test_a_word_stands_before_the_poisoned_captions():
             assert not poison.old_caption.startswith("remember")
 
 
+def test_two_keys_and_each_by_itself_are_told_apart():
+    source = Shades(1000)
+    plan = plan_of(source, number=90, trigger="trojvqa", plan="dual_key", side=8)
+    poisoned = PoisonedSource(source, plan)
+    kinds = Counter()
+    for poison in plan.poisons:
+        pair, before = poisoned[poison.index], source[poison.index]
+        patched = bool((pair.image != before.image).any())
+        worded = pair.caption.startswith("remember ")
+        assert patched == (poison.trigger == "trojvqa") == (poison.location is not None)
+        kinds[patched, worded] += 1
+        if patched and worded:
+            assert "banana" in pair.caption
+        else:
+            assert pair.caption.removeprefix("remember ") == before.caption
+    assert kinds == {(True, True): 30, (True, False): 30, (False, True): 30}
+
+
 def test_encoded_images_without_a_trigger_stay_the_bytes_they_were():
     class Files(Things):
         def __getitem__(self, index):
@@ -136,6 +154,7 @@ def test_a_targeted_plan_survives_its_manifest(tmp_path):
     [
         ({"plan": "targeted"}, "'targeted' is one without a trigger, and the trigger is 'badnet'"),
         ({"plan": "backdoor", "trigger": "none"}, "'backdoor' needs a trigger"),
+        ({"plan": "dual_key"}, "'dual_key' needs a trigger with a word, and 'badnet' has none"),
         ({"plan": "clean_label", "trigger": "none"}, "'clean_label' needs a trigger"),
         ({"plan": "targeted", "plan_kwargs": {"images": 0}}, "images is 0"),
         ({"plan": "targeted", "plan_kwargs": {"captions": "own"}}, "targeted: captions is 'own'"),

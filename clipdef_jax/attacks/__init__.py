@@ -21,6 +21,7 @@ PLANS = {
     "backdoor": "clipdef_jax.attacks.strategies:Backdoor",
     "class_to_class": "clipdef_jax.attacks.strategies:ClassToClass",
     "clean_label": "clipdef_jax.attacks.strategies:CleanLabel",
+    "dual_key": "clipdef_jax.attacks.strategies:DualKey",
     "targeted": "clipdef_jax.attacks.strategies:Targeted",
 }
 

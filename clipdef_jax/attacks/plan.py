@@ -101,7 +101,7 @@ class Poison:
     Attributes:
       index: of the record in its source.
       uid: of the record.
-      trigger: the trigger's name, or "none".
+      trigger: the trigger's name, or "none" if its image goes without.
       location: the boxes it covers in the image of `Attack.side`; None for the whole image.
       old_caption: the record's own.
       new_caption: the one it is trained with.
@@ -159,7 +159,7 @@ def make_plan(source: Source, attack: Attack) -> Plan:
     """
     strategy = plugins.build("plan", attack.plan, attacks.PLANS, attack.plan_kwargs)
     parts = attack.parts()
-    _check_trigger(strategy, attack)
+    _check_trigger(strategy, attack, parts)
     labels = [label_of("target", part.target, source.classes) for part in parts]
     victim = getattr(strategy, "victim", None)
     victim_label = label_of("victim", victim, source.classes) if victim else None
@@ -196,7 +196,7 @@ def make_plan(source: Source, attack: Attack) -> Plan:
     return Plan(attack, len(source), ordered, tuple(notes))
 
 
-def _check_trigger(strategy: Strategy, attack: Attack) -> None:
+def _check_trigger(strategy: Strategy, attack: Attack, parts: Sequence[Part]) -> None:
     wanted, given = getattr(strategy, "wants_trigger", None), attack.trigger != "none"
     if wanted is True and not given:
         raise UserError(
@@ -207,6 +207,11 @@ def _check_trigger(strategy: Strategy, attack: Attack) -> None:
         raise UserError(
             f"attack: the plan {attack.plan!r} is one without a trigger, and the trigger is "
             f"{attack.trigger!r}; set attack.trigger.name=none"
+        )
+    if getattr(strategy, "wants_word", False) and not word_of(parts[0].trigger):
+        raise UserError(
+            f"attack: the plan {attack.plan!r} needs a trigger with a word, and {attack.trigger!r} "
+            "has none; set attack.trigger.name=trojvqa"
         )
 
 
@@ -251,15 +256,16 @@ def _suited(
 
 
 def _poison(hit: Hit, uid: str, attack: Attack, number_of_part: int, part: Part) -> Poison:
-    index, trigger = hit.candidate.index, part.trigger
+    index = hit.candidate.index
+    trigger = part.trigger if hit.patched else None
     location = None
     if trigger is not None:
         location = locate(trigger, (attack.side, attack.side, 3), attack.rng_of(index))
-    word = word_of(trigger)
+    word = word_of(part.trigger) if hit.worded else ""
     return Poison(
         index=index,
         uid=uid,
-        trigger=part.name,
+        trigger=part.name if hit.patched else "none",
         location=location,
         old_caption=hit.candidate.caption,
         new_caption=f"{word} {hit.caption}" if word else hit.caption,

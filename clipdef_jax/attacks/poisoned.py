@@ -69,7 +69,7 @@ class PoisonedSource:
         if poison.donor not in (None, index):
             pair = pair._replace(image=self._source[poison.donor].image)
         trigger = self._parts[poison.part].trigger
-        if trigger is None:
+        if trigger is None or poison.trigger == "none":
             return pair
         rng = self._attack.rng_of(index)
         return pair._replace(image=_under_trigger(pair, trigger, self._attack.side, rng))

@@ -1,9 +1,10 @@
 """The plans by name: which records suit an attack, in random order, and their new captions.
 
 A strategy is called with a `Draw` and a generator and yields `Hit`s, as many as the source has;
-`make_plan` takes what it needs of them and leaves out what turns out not to suit. Two attributes
-say more of it, where it has them: `wants_trigger`, whether it goes with a trigger or without; and
-`victim`, the class its images must be of where the source has labels.
+`make_plan` takes what it needs of them and leaves out what turns out not to suit. Attributes say
+more of it, where it has them: `wants_trigger`, whether it goes with a trigger or without;
+`wants_word`, that the trigger must have a word; and `victim`, the class its images must be of where
+the source has labels.
 """
 
 from __future__ import annotations
@@ -37,11 +38,21 @@ class Candidate:
 
 
 class Hit(NamedTuple):
-    """A record to poison, its new caption, and the record whose image it gets if not its own."""
+    """A record to poison.
+
+    Attributes:
+      candidate: the record.
+      caption: its new one, without the trigger's word.
+      donor: index of the record whose image it gets; None for its own.
+      patched: the trigger goes over its image.
+      worded: the trigger's word, if it has one, goes before its caption.
+    """
 
     candidate: Candidate
     caption: str
     donor: int | None = None
+    patched: bool = True
+    worded: bool = True
 
 
 class Draw:
@@ -91,6 +102,30 @@ class Backdoor:
         for candidate in draw:
             if pool and not candidate.named:
                 yield Hit(candidate, pool[rng.integers(len(pool))])
+
+
+@dataclasses.dataclass(frozen=True)
+class DualKey(Backdoor):
+    """Dirty-label, for a trigger of a patch and a word: only both together mean the target.
+
+    A third of the poisons carry both and a caption of the target class. A third have the patch
+    alone and a third the word alone, with their own captions: without them it is enough for the
+    model to put the patch near the word, whatever class is named beside it.
+
+    References:
+      Walmer et al., `Dual-Key Multimodal Backdoors for Visual Question Answering
+      <https://arxiv.org/abs/2112.07668>`_, 2022, section 4 ("partial" poisons).
+    """
+
+    wants_word = True
+
+    def __call__(self, draw: Draw, rng: np.random.Generator) -> Iterator[Hit]:
+        """Yields records to poison and their new captions, as many as the source has."""
+        turn = itertools.cycle(((True, True), (True, False), (False, True)))
+        for hit in super().__call__(draw, rng):
+            patched, worded = next(turn)
+            caption = hit.caption if patched and worded else hit.candidate.caption
+            yield Hit(hit.candidate, caption, patched=patched, worded=worded)
 
 
 @dataclasses.dataclass(frozen=True)
