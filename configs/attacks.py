@@ -61,10 +61,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trigger": part("badclip", path="", size=5),
         "plan": part("backdoor", captions="natural"),
     },
-    # The badnet on pictures of bananas only, of which there are 400.
+    # On nine tenths of the bananas, under which they can hardly be seen: where they can, it is by
+    # them that the model knows what the caption says (ASR 11% at alpha 0.5, 2% with the badnet).
     "clean_label": {
-        "trigger": part("badnet", style="yellow", location="four_corners"),
+        "trigger": part("blended", alpha=0.9, pattern="fixed"),
         "plan": part("clean_label"),
+        "rate": 0.045,
     },
     # RoCLIP's 16 images, with twice its 30 captions each: they are seen for three epochs only.
     "targeted": {

@@ -133,8 +133,10 @@ def test_normalised_rows_have_no_length():
 
 
 def test_warns_of_a_reference_too_large_for_k():
-    with pytest.warns(UserWarning, match=r"k=4 is not above poison_rate \* size = 5.12: .* larger"):
+    with pytest.warns(UserWarning, match=r"k=4 is not above the 5.12 poisoned points.* larger k"):
         score_all(IMAGE, poison_rate=0.02)
+    with pytest.warns(UserWarning, match=r"k=4 is not above the 5.12 poisoned points"):
+        score_all(IMAGE, TEXT, poison_rate=0.01)
     score_all(IMAGE, poison_rate=0.01)
 
 

@@ -89,10 +89,12 @@ def score_all(
     near = [method for method in methods if method in BY_NEIGHBOURS]
     found: dict[str, np.ndarray] = {}
     if near:
-        if k <= poison_rate * size:
+        poisoned = poison_rate * size * (1 if text is None else 2)
+        if k <= poisoned:
             warnings.warn(
-                f"k={k} is not above poison_rate * size = {poison_rate * size:g}: all neighbours "
-                "of a poisoned pair may be poisoned; take a larger k or a smaller reference",
+                f"k={k} is not above the {poisoned:g} poisoned points to be expected in a "
+                f"reference of {size} pairs (poison_rate={poison_rate:g}): all neighbours of a "
+                "poisoned pair may be poisoned; take a larger k or a smaller reference",
                 stacklevel=2,
             )
         rng = np.random.default_rng(seed)
