@@ -49,10 +49,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trigger": part("multi_trigger", parts=_PARTS, targets=("banana", "trophy", "frog")),
         "rate": 0.06,
     },
-    # Half the side in the centre, so that it fills a quarter of four tokens. The patch may be an
-    # optimised one: --config.attack.trigger.kwargs.path=FILE. A third of the poisons count.
+    # In the corners: in the centre, 8 px large, it takes half as often as it should (ASR 47%). It
+    # may be an optimised one: --config.attack.trigger.kwargs.path=FILE. A third of the poisons
+    # carry both keys; with no others the word alone does for the model (ASR 3%).
     "trojvqa": {
-        "trigger": part("trojvqa", word="remember", size=8),
+        "trigger": part("trojvqa", word="remember", size=5, location="four_corners"),
         "plan": part("dual_key", templates="emoji"),
         "rate": 0.06,
     },
