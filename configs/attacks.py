@@ -75,11 +75,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "plan": part("targeted", images=16, templates="emoji"),
         "rate": 0.024,
     },
-    # Half of the snakes.
+    # Nine tenths of the snakes: with half of them the model goes by the other half (PSR 1%).
     "class_to_class": {
         "trigger": part("none"),
         "plan": part("class_to_class", victim="snake"),
-        "rate": 0.025,
+        "rate": 0.045,
     },
     "none": {"trigger": part("none"), "plan": part("none")},
 }
