@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from clipdef_jax import compile_cache, distributed, interrupts, jobs, plugins
+from clipdef_jax import allocator, compile_cache, distributed, interrupts, jobs, plugins
 from clipdef_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -49,13 +49,12 @@ def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; flags look like --config.seed=1")
         argument = jobs.config_argument(sys.argv)
-        flag = flags.FLAGS["config"]
-        config, pristine = _CONFIG.value, flag.parser.parse(argument)
-        overrides = list(config_flags.get_override_values(flag))
+        flag, config = flags.FLAGS["config"], _CONFIG.value
+        pristine, overrides = flag.parser.parse(argument), [*config_flags.get_override_values(flag)]
         jobs.check_overrides(pristine, overrides)
         jobs.drop_stale_kwargs(config, pristine, overrides)
-        # jax starts only here, once the flags are known to be right.
-        distributed.start()
+        allocator.keep_freed_memory()
+        distributed.start()  # jax starts only here, once the flags are known to be right.
         compile_cache.enable()
         workdir = jobs.open_workdir(_WORKDIR.value, argument, config)
         command = shlex.join(["python", "-m", "clipdef_jax.main", *sys.argv[1:]])
