@@ -46,9 +46,9 @@ def get_config(arg: str = "") -> ConfigDict:
             config.study.defences = ()
             config.data.train = common.MANY_SCENES
             config.pretrain.epochs = 3
-            # A change of tone is learnt last: ASR 59% with the recipe of the others.
+            # A change of tone is learnt last: twice the updates bring its ASR from 59% to 69%.
             slow = config.pretrain.copy_and_resolve_references()
-            slow.update({"epochs": 4, "batch": 32})
+            slow.batch = 32
             config.attacks.nashville.pretrain = slow
         case "sweep":
             config.study.sweep = True
