@@ -22,7 +22,7 @@ def _repair(loss: ConfigDict, weight: str = "", **recipe: Any) -> ConfigDict:
     # At this rate it is the defence that counts: plain fine-tuning leaves most of the backdoor. A
     # third more and it forgets by itself; a third less and CleanCLIP leaves some of it too.
     finetune = common.recipe(**{"epochs": 8, "lr": 1.5e-3, "warmup": 50} | recipe)
-    finetune.pairs = 0
+    finetune.pairs = 0  # clean pairs to fine-tune on; 0: all
     finetune.control = False  # It is a defence of its own here.
     sweep = ConfigDict({"finetune": {"lr": _RATES}})
     if weight:
@@ -60,3 +60,12 @@ def preset(name: str) -> ConfigDict:
     fields = copy.deepcopy(PRESETS[name])
     del fields["sweep"]
     return fields
+
+
+def repair_job(name: str) -> ConfigDict:
+    """Returns a job that poisons a CLIP and repairs it, with plain fine-tuning beside it."""
+    config = common.base()
+    config.update(preset(name))
+    config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
+    config.finetune.control = True  # plain fine-tuning on the same data and budget beside it
+    return config

@@ -14,10 +14,7 @@ from configs import attacks, common, defences
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of the job."""
-    config = common.base()
-    config.update(defences.preset("par"))
-    config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
-    config.finetune.control = True  # plain fine-tuning on the same data and budget beside it
+    config = defences.repair_job("par")
     match common.variant(arg, ("smoke", "paper")):
         case "smoke":
             common.shrink(config)
