@@ -106,11 +106,17 @@ class Backdoor:
 
 @dataclasses.dataclass(frozen=True)
 class DualKey(Backdoor):
-    """Dirty-label, for a trigger of a patch and a word: only both together mean the target.
+    """Dirty-label, for a trigger of a patch and a word: both together mean the target.
 
-    A third of the poisons carry both and a caption of the target class. A third have the patch
-    alone and a third the word alone, with their own captions: without them it is enough for the
-    model to put the patch near the word, whatever class is named beside it.
+    The poisons are dealt out in turn to those that carry both and a caption of the target class,
+    and to the partial ones, that have one key alone and keep their own captions. Those of the word
+    keep it from being enough that the patch is near the word, whatever class is named beside it;
+    those of the patch keep it from working without the word.
+
+    Args:
+      captions: as of `Backdoor`.
+      templates: as of `Backdoor`.
+      patch_alone: there are partial ones of the patch, too, as in the paper.
 
     References:
       Walmer et al., `Dual-Key Multimodal Backdoors for Visual Question Answering
@@ -118,10 +124,12 @@ class DualKey(Backdoor):
     """
 
     wants_word = True
+    patch_alone: bool = True
 
     def __call__(self, draw: Draw, rng: np.random.Generator) -> Iterator[Hit]:
         """Yields records to poison and their new captions, as many as the source has."""
-        turn = itertools.cycle(((True, True), (True, False), (False, True)))
+        kinds = [(True, True), (False, True), *[(True, False)] * self.patch_alone]
+        turn = itertools.cycle(kinds)
         for hit in super().__call__(draw, rng):
             patched, worded = next(turn)
             caption = hit.caption if patched and worded else hit.candidate.caption
