@@ -20,6 +20,10 @@ CASES = {
     "roclip-plain": ("roclip", {"pool_size": 100, "every": 2}),
     "roclip": ("roclip", {"pool_size": 100, "every": 1}),
     "roclip-two-way": ("roclip", {"pool_size": 100, "every": 1, "two_way": True}),
+    # Epoch 1 is unimodal with the first, CLIP with the second, divided with the third.
+    "safeclip-warmup": ("safeclip", {"pool_size": 100, "warmup": 1}),
+    "safeclip-slow": ("safeclip", {"pool_size": 100, "warmup": 0, "slow_weight": 0.5}),
+    "safeclip": ("safeclip", {"pool_size": 100, "warmup": 0, "slow": 0, "threshold": 0.5}),
     "supervised": ("supervised", {}),
     "tacleaner": ("tacleaner", {"beta": 0.5}),
     "tacleaner-positive": ("tacleaner", {"negative": False}),

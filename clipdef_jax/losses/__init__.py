@@ -12,6 +12,7 @@ BUILTIN = {
     "cleanclip": "clipdef_jax.losses.cleanclip:CleanClip",
     "par": "clipdef_jax.losses.par:Par",
     "roclip": "clipdef_jax.losses.roclip:RoClip",
+    "safeclip": "clipdef_jax.losses.safeclip:SafeClip",
     "supervised": "clipdef_jax.losses.supervised:Supervised",
     "tacleaner": "clipdef_jax.losses.tacleaner:TaCleaner",
 }
