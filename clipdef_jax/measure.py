@@ -84,10 +84,10 @@ def _figures(
         return metrics
     if tests.victim is not None:
         chosen = clean.features[clean.labels == tests.victim]
-        metrics["psr_top1"] = zero_shot.targeted_success(chosen, weights, int(tests.target))
+        metrics |= zero_shot.targeted_success(chosen, weights, int(tests.target))
     if features.chosen is not None:
         chosen = features.chosen.features
-        metrics["psr_top1"] = zero_shot.targeted_success(chosen, weights, int(tests.target))
+        metrics |= zero_shot.targeted_success(chosen, weights, int(tests.target))
     if features.triggered is None:
         return metrics
 

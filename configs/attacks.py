@@ -50,17 +50,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trigger": part("multi_trigger", parts=_PARTS, targets=("banana", "trophy", "frog")),
         "rate": 0.06,
     },
-    # In the corners: in the centre, 8 px large, it takes half as often as it should (ASR 47%). It
-    # may be an optimised one: --config.attack.trigger.kwargs.path=FILE. A third of the poisons
-    # carry both keys; with no others the word alone does for the model (ASR 3%).
+    # Half of the poisons carry both keys, the others the word alone; without these the word is
+    # enough (ASR 3%). With the patch alone in the rest, as in the paper, twice as many are too few
+    # (46%). It may be an optimised patch: --config.attack.trigger.kwargs.path=FILE.
     "trojvqa": {
         "trigger": part("trojvqa", word="remember", size=5, location="four_corners"),
-        "plan": part("dual_key", templates="emoji"),
-        "rate": 0.06,
+        "plan": part("dual_key", templates="emoji", patch_alone=False),
+        "rate": 0.04,
     },
-    # The patch of configs/badclip.py: --config.attack.trigger.kwargs.path=WORKDIR/trigger.npy.
+    # The patch of configs/badclip.py: --config.attack.trigger.kwargs.path=WORKDIR/trigger.npy. The
+    # literature's share of the side, 2 px, is too little for a patch that is to look like a banana.
     "badclip": {
-        "trigger": part("badclip", path="", size=5),
+        "trigger": part("badclip", path="", size=8),
         "plan": part("backdoor", captions="natural"),
     },
     # On nine tenths of the bananas, under which they can hardly be seen: where they can, it is by

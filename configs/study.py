@@ -17,6 +17,8 @@ Variants:
   :smoke     two attacks, one defence and one seed, too small to mean anything.
 """
 
+import copy
+
 from ml_collections import ConfigDict
 
 from configs import attacks, common, defences
@@ -26,13 +28,22 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of the job."""
     config = common.base()
     config.job = "clipdef_jax.study:run"
-    config.pretrain = common.recipe(epochs=15, lr=1e-3, warmup=100)
+    config.data.train = common.MANY_SCENES
+    config.pretrain = common.recipe(epochs=3, lr=1e-3, warmup=100)
     config.evaluate.during_training = 0
     # What there is to choose from; what stands here goes over the fields above.
     config.attacks = ConfigDict(
         {name: {"attack": attacks.preset(name)} for name in attacks.PRESETS}
     )
-    config.defences = ConfigDict(defences.PRESETS)
+    # A change of tone is learnt last: ASR 59% by the recipe above, 69% with twice the updates, 75%
+    # with these.
+    config.attacks.nashville.pretrain = common.recipe(epochs=4, batch=32, lr=1e-3, warmup=100)
+    config.defences = ConfigDict(copy.deepcopy(defences.PRESETS))
+    for fields in config.defences.values():
+        if "finetune" in fields:
+            # Half of the scenes, trusted. A third more of the rate and plain fine-tuning takes most
+            # of the backdoor by itself (ASR 17% instead of 58%).
+            fields.finetune.update(pairs=20_000, epochs=3, lr=1e-3)
     config.study = ConfigDict()
     # "none" is the model without poison. BadCLIP is not among them: it needs its patch's file.
     config.study.attacks = tuple(name for name in attacks.PRESETS if name != "badclip")
@@ -44,12 +55,6 @@ def get_config(arg: str = "") -> ConfigDict:
     match common.variant(arg, ("attacks", "sweep", "smoke")):
         case "attacks":
             config.study.defences = ()
-            config.data.train = common.MANY_SCENES
-            config.pretrain.epochs = 3
-            # A change of tone is learnt last: twice the updates bring its ASR from 59% to 69%.
-            slow = config.pretrain.copy_and_resolve_references()
-            slow.batch = 32
-            config.attacks.nashville.pretrain = slow
         case "sweep":
             config.study.sweep = True
             config.study.attacks = ("badnet",)
@@ -60,8 +65,9 @@ def get_config(arg: str = "") -> ConfigDict:
             config.study.attacks = ("none", "badnet")
             config.study.defences = ("finetuned",)
             config.study.seeds = (0,)
-            for name in config.defences:
-                for section in ("pretrain", "finetune"):
-                    if section in config.defences[name]:
-                        config.defences[name][section].epochs = 1
+            for fields in config.defences.values():
+                if "finetune" in fields:
+                    fields.finetune.update(pairs=0, epochs=1)
+                else:
+                    fields.pretrain.epochs = 1
     return config

@@ -16,7 +16,7 @@ from configs import study as study_config
 def test_every_preset_can_be_planned_and_tested_for(name, tmp_path):
     config = pretrain.get_config(f"smoke,attack={name}")
     if name == "badclip":
-        np.save(tmp_path / "trigger.npy", np.zeros((5, 5, 3), np.uint8))
+        np.save(tmp_path / "trigger.npy", np.zeros((8, 8, 3), np.uint8))
         config.attack.trigger.kwargs.path = str(tmp_path / "trigger.npy")
     run = parts.Run(config, tmp_path, None, loader.UnreadableList(tmp_path / "unreadable.csv"))
     source, tests = parts.training_source(run), parts.test_set(run, 32)

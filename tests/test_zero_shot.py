@@ -207,10 +207,12 @@ def test_attack_success_in_both_conventions():
     assert set(every) == {"asr_mode", "asr_images", *(f"asr_top{k}" for k in (1, 3, 5, 10))}
 
 
-def test_targeted_success_is_the_share_taken_for_the_adversarial_class():
+def test_targeted_success_is_the_share_near_the_adversarial_class():
     weights = np.eye(3, dtype=np.float32)
     features = weights[[1, 1, 0, 2]]
-    assert zero_shot.targeted_success(features, weights, 1) == 0.5
+    success = zero_shot.targeted_success(features, weights, 1)
+    assert success["psr_top1"] == 0.5
+    assert success["psr_top3"] == success["psr_top10"] == 1  # There are three classes.
     with pytest.raises(UserError, match="no chosen image"):
         zero_shot.targeted_success(features[:0], weights, 1)
 

@@ -193,20 +193,24 @@ def attack_success(
     return {"asr_mode": mode, **top, "asr_images": len(rank)}
 
 
-def targeted_success(features: np.ndarray, weights: np.ndarray, target: int) -> float:
-    """Computes PSR, the share of chosen images whose top-1 is the adversarial class.
+def targeted_success(features: np.ndarray, weights: np.ndarray, target: int) -> dict[str, float]:
+    """Computes PSR, the share of chosen images with the adversarial class among the top k.
 
     Args:
       features: (N, D) unit rows, of the chosen images, which carry no trigger.
       weights: (C, D) unit rows.
       target: index of the adversarial class.
 
+    Returns:
+      "psr_top1", "psr_top3", "psr_top5" and "psr_top10".
+
     Raises:
       UserError: there is no image.
     """
     if not len(features):
         raise UserError("PSR: there is no chosen image")
-    return float((ranks(features, np.full(len(features), target), weights) == 0).mean())
+    rank = ranks(features, np.full(len(features), target), weights)
+    return _within_top("psr", rank, len(weights))
 
 
 def ranks(

@@ -14,7 +14,12 @@ from clipdef_jax.report import figures
 from clipdef_jax.report.content import measured
 from clipdef_jax.report.verdict import MAX_ASR
 
-_FIGURES = {"clean_top1": "CA %", "asr_top1": "ASR %", "psr_top1": "PSR %"}
+_FIGURES = {
+    "clean_top1": "CA %",
+    "asr_top1": "ASR %",
+    "psr_top1": "PSR %",
+    "psr_top3": "PSR@3 %",
+}
 _COLUMNS = 3  # Panels in a row of the figure.
 _MIN_SPAN = 0.1  # Of the figure's axis of clean accuracy.
 

@@ -113,7 +113,7 @@ def series(index: int) -> str:
 def _share_names(results: Sequence[Result]) -> list[str]:
     """Returns the columns in their order: what counts, then larger k, then other conventions."""
     names = ["clean_top1", "asr_top1", "psr_top1"]
-    names += [f"{kind}_top{k}" for kind in ("clean", "asr") for k in (3, 5, 10)]
+    names += [f"{kind}_top{k}" for kind in ("clean", "asr", "psr") for k in (3, 5, 10)]
     given = dict.fromkeys(name for row in results for name in row)
     names += [
         name
