@@ -93,3 +93,4 @@ def _close_the_loop(config: ConfigDict) -> None:
     config.score.size = 128
     config.score.draws = 8
     config.flag.fraction = 0.05
+    config.control = True  # train once more without as many pairs drawn at random
