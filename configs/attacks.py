@@ -43,12 +43,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Scenes come in all colours, so a change of tone needs more examples than a patch; its ASR
     # stays at 69% even so.
     "nashville": {"trigger": part("nashville"), "rate": 0.1},
-    # As many poisons of each trigger as of one alone. The literature's filter and warp, beside the
-    # patch, would need a quarter of all pairs.
-    "multi_trigger": {"trigger": part("multi_trigger", parts=_PARTS), "rate": 0.06},
+    # Two thirds as many poisons of each trigger as of one alone: with as many, three targets cost
+    # 3.4 points of clean accuracy. The literature's filter and warp, beside the patch, would need a
+    # quarter of all pairs.
+    "multi_trigger": {"trigger": part("multi_trigger", parts=_PARTS), "rate": 0.04},
     "multi_target": {
         "trigger": part("multi_trigger", parts=_PARTS, targets=("banana", "trophy", "frog")),
-        "rate": 0.06,
+        "rate": 0.04,
     },
     # Half of the poisons carry both keys, the others the word alone; without these the word is
     # enough (ASR 3%). With the patch alone in the rest, as in the paper, twice as many are too few

@@ -18,6 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of the job."""
     config = common.base()
     config.update(defences.preset("roclip"))
+    config.data.train = common.MANY_SCENES
     match common.variant(arg, ("smoke", "paper")):
         case "smoke":
             common.shrink(config)
@@ -25,6 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
             config.loss.kwargs.every = 2
         case "paper":
             common.as_published(config)
+            config.augmentation = "roclip"
             config.data.train_kwargs.subset = 1_000_000
             config.data.vocab_size = 49_408
             config.attack.plan.kwargs.templates = "imagenet"

@@ -300,6 +300,26 @@ def test_roclip_crop_is_pillows_resized_crop():
         np.testing.assert_allclose(cut[inner, inner, 0], np.asarray(red)[inner, inner], atol=0.05)
 
 
+def test_cuts_of_small_images_leave_half_of_them():
+    side, keys = 32, jax.random.split(jax.random.key(3), 200)
+    y, x = np.mgrid[:side, :side] * 6.0
+    ramps = np.stack([x, y, y], axis=-1).astype(np.float32)
+    crop = jax.jit(jax.vmap(functools.partial(roclip._random_crop, least_area=0.5), (0, None)))
+    crops = np.asarray(crop(keys, ramps))
+    shares = (crops[:, 16, 20, 0] - crops[:, 16, 12, 0]) / 48
+    shares *= (crops[:, 20, 16, 1] - crops[:, 12, 16, 1]) / 48
+    assert 0.45 < shares.min() < 0.6  # Whole pixels.
+    assert 0.9 < shares.max() <= 1.001
+
+
+def test_views_of_small_images_are_cut_less():
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    key = jax.random.key(1)
+    views = augment.get("roclip_small")(key, images)
+    np.testing.assert_array_equal(views, roclip.crop_flip_jitter_blur(key, images, least_area=0.5))
+    assert (np.asarray(views) != np.asarray(augment.get("roclip")(key, images))).any()
+
+
 def test_roclip_blur_is_gaussian():
     image = picture(64, 64).astype(np.float32)
     blurred = jax.jit(roclip._blur)(image, 1.5 / 64)

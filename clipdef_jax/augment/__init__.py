@@ -16,6 +16,7 @@ BUILTIN = {
     "autoaugment": "clipdef_jax.augment.autoaugment:autoaugment",
     "none": "clipdef_jax.augment:unchanged",
     "roclip": "clipdef_jax.augment.roclip:crop_flip_jitter_blur",
+    "roclip_small": "clipdef_jax.augment.roclip:of_small_images",
 }
 
 

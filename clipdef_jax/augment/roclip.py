@@ -5,6 +5,8 @@ Dimensions: B images.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,19 +14,22 @@ import numpy as np
 from clipdef_jax.augment import check_images
 
 
-@jax.jit
-def crop_flip_jitter_blur(key: jax.Array, images: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="least_area")
+def crop_flip_jitter_blur(
+    key: jax.Array, images: jax.Array, *, least_area: float = 0.08
+) -> jax.Array:
     """Returns a view of each image as RoCLIP pre-trains on: another cut, colours and sharpness.
 
-    Horizontal flip (p 0.5), random resized crop (8-100% of the area, aspect 3:4 to 4:3), colour
-    jitter (brightness, contrast and saturation x 0.5 to 1.5, hue +-0.1 turns, in random order, p
-    0.8), grey (p 0.2), Gaussian blur. As torchvision's, but for three details: hue turns in YIQ,
-    where it is a rotation, not in HSV; the blur's sigma of 0.1 to 2 pixels is for images of 224 and
-    grows with their height; nothing is rounded on the way.
+    Horizontal flip (p 0.5), random resized crop (`least_area` to the whole, aspect 3:4 to 4:3),
+    colour jitter (brightness, contrast and saturation x 0.5 to 1.5, hue +-0.1 turns, in random
+    order, p 0.8), grey (p 0.2), Gaussian blur. As torchvision's, but for three details: hue turns
+    in YIQ, where it is a rotation, not in HSV; the blur's sigma of 0.1 to 2 pixels is for images of
+    224 and grows with their height; nothing is rounded on the way.
 
     Args:
       key: PRNG key; another key gives other views.
       images: uint8 (B, H, W, 3).
+      least_area: share of the picture that a cut leaves, at least; torchvision's 8%.
 
     Returns:
       uint8 (B, H, W, 3).
@@ -42,13 +47,21 @@ def crop_flip_jitter_blur(key: jax.Array, images: jax.Array) -> jax.Array:
         crop_key, flip_key, jitter_key, grey_key, blur_key = jax.random.split(key, 5)
         image = image.astype(jnp.float32)
         image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
-        image = _random_crop(crop_key, image)
+        image = _random_crop(crop_key, image, least_area)
         image = _jitter(jitter_key, image)
         image = jnp.where(jax.random.bernoulli(grey_key, 0.2), _recolour(image, _TO_GREY), image)
         image = _blur(image, jax.random.uniform(blur_key, minval=0.1, maxval=2.0) / 224)
         return jnp.round(image).clip(0, 255).astype(jnp.uint8)
 
     return jax.vmap(view)(jax.random.split(key, len(images)), images)
+
+
+def of_small_images(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Returns views as `crop_flip_jitter_blur` does, with at least half of the picture in each.
+
+    8% of a picture of 32 pixels are 9 by 9, in which there is little to see.
+    """
+    return crop_flip_jitter_blur(key, images, least_area=0.5)
 
 
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -64,12 +77,13 @@ _KEEP, _ALONG, _ACROSS = (
 )
 
 
-def _random_crop(key, image):
+def _random_crop(key, image, least_area=0.08):
     whole = jnp.array(image.shape[:2])
     size_key, place_key = jax.random.split(key)
     # Ten tries, the first that fits counts; the whole image if none does.
     share, tilt = jax.random.uniform(size_key, (2, 10))
-    area, aspect = whole.prod() * (0.08 + 0.92 * share), (4 / 3) ** (2 * tilt - 1)
+    area = whole.prod() * (least_area + (1 - least_area) * share)
+    aspect = (4 / 3) ** (2 * tilt - 1)
     sizes_2x10 = jnp.round(jnp.sqrt(jnp.stack([area / aspect, area * aspect])))
     fits = (sizes_2x10 <= whole[:, None]).all(axis=0)
     size = jnp.where(fits.any(), sizes_2x10[:, jnp.argmax(fits)], whole)
