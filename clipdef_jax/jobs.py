@@ -23,7 +23,7 @@ from clipdef_jax.errors import UserError
 # them.
 _FREE = re.compile(
     r"^(data\.workers|data\.in_memory|.*\.checkpoint_minutes|evaluate\.batch|mesh\..*"
-    r"|(study|attacks|defences)\..*|(flag|report|clean)\..*|truth)$"
+    r"|(study|survey|attacks|defences)\..*|(flag|report|clean)\..*|truth)$"
 )
 
 
@@ -152,6 +152,36 @@ def _open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathli
             f"cannot write to {workdir}: {error.strerror}; use another --workdir"
         ) from None
     return workdir
+
+
+def run_once(
+    body: Callable[..., dict[str, Any]], config: ConfigDict, folder: pathlib.Path, *, command: str
+) -> dict[str, Any]:
+    """Runs a job that is part of another one, unless it is complete; returns its summary.
+
+    Args:
+      body: the job's function, as `config.job` names it.
+      config: the part's own.
+      folder: its work directory.
+      command: the command line, for its report.
+
+    Raises:
+      UserError: the folder holds something else, or what the job raises.
+    """
+    finished = open_workdir(str(folder), "", config) / "summary.json"
+    if processes.on_first(finished.exists):
+        return json.loads(finished.read_text(encoding="utf-8"))
+    return body(config, folder, command=command)
+
+
+def words(given: Any) -> list[str]:
+    """Returns names, each once; from a command line several come as one string with commas.
+
+    >>> words(("sig", "wanet,sig"))
+    ['sig', 'wanet']
+    """
+    given = [given] if isinstance(given, str) else given
+    return list(dict.fromkeys(part for word in given for part in str(word).split(",") if part))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

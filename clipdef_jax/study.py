@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import operator
 import pathlib
 import time
@@ -25,7 +24,7 @@ from rich.markup import escape
 
 from clipdef_jax import experiment, processes
 from clipdef_jax.errors import UserError
-from clipdef_jax.jobs import flatten, open_workdir, write_json
+from clipdef_jax.jobs import flatten, run_once, words, write_json
 from clipdef_jax.progress import console, duration
 from clipdef_jax.report import matrix
 
@@ -171,8 +170,8 @@ def _replace(fields: ConfigDict, section: ConfigDict) -> None:
 
 
 def _chosen(kind: str, names: Any, known: ConfigDict) -> list[str]:
-    """Returns the chosen names; from a command line they come as one string with commas."""
-    chosen = [part for name in names for part in str(name).split(",") if part]
+    """Returns the chosen names; raises `UserError` at one that the study does not have."""
+    chosen = words(names)
     for name in chosen:
         if name not in known:
             raise UserError(
@@ -184,11 +183,7 @@ def _chosen(kind: str, names: Any, known: ConfigDict) -> list[str]:
 def _summary(config: ConfigDict, cell: Cell, workdir: pathlib.Path, command: str) -> dict[str, Any]:
     fields = config_of(config, cell, workdir)
     # Checked here, cell by cell: a study may grow by attacks, defences and seeds.
-    folder = open_workdir(str(workdir / cell.folder), "", fields)
-    finished = folder / "summary.json"
-    if processes.on_first(finished.exists):
-        return json.loads(finished.read_text(encoding="utf-8"))
-    return experiment.run(fields, folder, command=command)
+    return run_once(experiment.run, fields, workdir / cell.folder, command=command)
 
 
 def _row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:

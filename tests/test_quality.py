@@ -35,13 +35,19 @@ def test_the_other_figures_by_counting_at_each_threshold(scored):
     by_recall = list(zip(recalls, rates, strict=True))
     assert found["fpr_at_95"] == min(rate for recall, rate in by_recall if recall >= 0.95)
     assert found["fpr_at_100"] == min(rate for recall, rate in by_recall if recall == 1)
+    top = sorted(range(400), key=lambda row: (-scores[row], row))
+    for percent in (1, 5):
+        hits = is_poisoned[top[: 4 * percent]].sum()
+        assert found[f"recall_in_{percent}"] == hits / is_poisoned.sum()
     curves = quality.curves(scores, is_poisoned)
     np.testing.assert_allclose(curves, [rates, recalls, precisions])
 
 
 def test_perfect_and_useless_scores():
     is_poisoned = np.arange(100) < 5
-    assert set(quality.figures(is_poisoned * 1.0, is_poisoned).values()) == {1.0, 0.0}
+    perfect = quality.figures(is_poisoned * 1.0, is_poisoned)
+    assert perfect.pop("recall_in_1") == 0.2
+    assert set(perfect.values()) == {1.0, 0.0}
     useless = quality.figures(np.zeros(100), is_poisoned)
     assert useless["auroc"] == 0.5
     assert useless["fpr_at_95"] == 1.0

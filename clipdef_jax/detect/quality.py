@@ -53,15 +53,25 @@ def figures(scores: np.ndarray, is_poisoned: np.ndarray) -> dict[str, Any]:
 
     Returns:
       "auroc"; "average_precision", the area under precision over recall by steps; "fpr_at_95", the
-      lowest share of clean pairs flagged where 95% of the poisoned ones are, and "fpr_at_100".
+      lowest share of clean pairs flagged where 95% of the poisoned ones are, and "fpr_at_100";
+      "recall_in_1", the share of the poisoned pairs among the 1% of all pairs with the highest
+      scores, and "recall_in_5".
     """
     rates = curves(scores, is_poisoned)
     fpr, recall, precision = rates
+    order = np.argsort(-scores, kind="stable")
+    in_top = {
+        f"recall_in_{percent}": float(
+            is_poisoned[order[: round(percent / 100 * len(scores))]].sum() / is_poisoned.sum()
+        )
+        for percent in (1, 5)
+    }
     return {
         "auroc": float(np.trapezoid(recall, fpr)),
         "average_precision": float((np.diff(recall) * precision[1:]).sum()),
         "fpr_at_95": float(fpr[np.argmax(recall >= 0.95)]),
         "fpr_at_100": float(fpr[np.argmax(recall >= 1.0)]),
+        **in_top,
     }
 
 

@@ -27,7 +27,7 @@ from clipdef_jax.detect.embeddings import Embeddings
 from clipdef_jax.detect.protocols import FROM_EMBEDDINGS
 from clipdef_jax.detect.threshold import BY
 from clipdef_jax.errors import UserError
-from clipdef_jax.jobs import run_stage, write_json
+from clipdef_jax.jobs import run_stage, words, write_json
 from clipdef_jax.parts import Model, Run
 from clipdef_jax.progress import Progress, console
 from clipdef_jax.scan import outcome
@@ -88,10 +88,7 @@ def _run(job: Run, methods: tuple[str, ...], command: str) -> dict[str, Any]:
 
 def _check(config: ConfigDict) -> tuple[str, ...]:
     """Returns the detectors, the one that flags first; raises `UserError` at a mistake."""
-    given = config.score.methods
-    words = [given] if isinstance(given, str) else given
-    # From a command line they come as one string with commas.
-    methods = tuple(dict.fromkeys(m for word in words for m in str(word).split(",") if m))
+    methods = words(config.score.methods)
     for method in methods:
         if method not in FROM_EMBEDDINGS:
             raise UserError(

@@ -18,7 +18,7 @@ from rich.markup import escape
 from clipdef_jax import experiment, outcome, processes, report
 from clipdef_jax.data import stored
 from clipdef_jax.errors import UserError
-from clipdef_jax.jobs import open_workdir, write_json
+from clipdef_jax.jobs import run_once, write_json
 from clipdef_jax.progress import console, duration
 from clipdef_jax.scan import job
 
@@ -147,9 +147,5 @@ def _at_random(keep: pathlib.Path, seed: int) -> pathlib.Path:
 
 
 def _part(body: Any, fields: ConfigDict, folder: pathlib.Path, command: str) -> dict[str, Any]:
-    open_workdir(str(folder), "", fields)
-    finished = folder / "summary.json"
-    if finished.exists():
-        return json.loads(finished.read_text(encoding="utf-8"))
     console.print(f"[bold magenta]{folder.name}[/bold magenta]")
-    return body(fields, folder, command=command)
+    return run_once(body, fields, folder, command=command)
