@@ -110,7 +110,7 @@ def _survey(config: ConfigDict) -> None:
     # "cd" and "abl" may be among them; these take a minute or more for each cell.
     config.survey.methods = ("dao", "slof", "kdist", "dao_log", "lid", "iforest", "clip_score")
     config.survey.costly_seeds = (0,)  # the cells that get "cd" and "abl"
-    config.survey.pictures = 1000  # a sample for "cd": it takes a hundred steps for each
+    config.survey.pictures = 600  # a sample for "cd": it takes a hundred steps for each
     config.survey.epochs = 2  # of the training that "abl" watches
     # For poisons of 1% that say one thing of twenty, chosen on the models of seed 0. The nearest to
     # a poisoned image are the others, 1% of the pairs, and then that thing's captions, 6%, which
