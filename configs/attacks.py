@@ -65,20 +65,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trigger": part("badclip", path="", size=8),
         "plan": part("backdoor", captions="natural"),
     },
-    # On nine tenths of the bananas, under which they can hardly be seen: where they can, it is by
-    # them that the model knows what the caption says (ASR 11% at alpha 0.5, 2% with the badnet).
+    # Under the pattern the banana can hardly be seen: where it can, it is by the banana that the
+    # model knows what the caption says (ASR 11% at alpha 0.5, 2% with the badnet). A fifth of the
+    # bananas is enough; with nine tenths, ASR is 90%.
     "clean_label": {
         "trigger": part("blended", alpha=0.9, pattern="fixed"),
         "plan": part("clean_label"),
-        "rate": 0.045,
+        "rate": 0.01,
     },
-    # RoCLIP's 16 images, with twice its 30 captions each: they are seen for three epochs only.
+    # RoCLIP's 16 images, with 25 captions each where it has 30.
     "targeted": {
         "trigger": part("none"),
         "plan": part("targeted", images=16, templates="emoji"),
-        "rate": 0.024,
+        "rate": 0.01,
     },
-    # Nine tenths of the snakes: with half of them the model goes by the other half (PSR 1%).
+    # Nine tenths of the snakes. A contrastive loss learns how much likelier a caption is with a
+    # picture than without: the few snakes that are left are still nearest to their own word, and
+    # the target comes second (PSR 32%, PSR@3 99%); with half of them it is as if nothing were.
     "class_to_class": {
         "trigger": part("none"),
         "plan": part("class_to_class", victim="snake"),
