@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import AxisType
 
 from clipdef_jax import detect
+from clipdef_jax.detect import layout
 from clipdef_jax.errors import UserError
 
 
@@ -27,6 +28,12 @@ def test_equals_all_distances(count, dim, k):
     expected, order = brute_force(queries, reference, k)
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_allclose(distances, expected, rtol=1e-6)
+
+
+def test_the_queries_in_doubt_share_one_program_however_many_they_are():
+    sizes = layout.Sizes(3, 4096, 64, 16, 2, devices=1, memory=2**26)
+    for make_layout in (layout.for_second_search, layout.for_exhaustive_search):
+        assert make_layout(sizes) == make_layout(sizes._replace(queries=9000))
 
 
 def test_a_mesh_of_one_device_may_be_entered():

@@ -108,6 +108,16 @@ def test_draws_are_averaged():
     np.testing.assert_allclose(both, np.mean(each, axis=0), 1e-5)
 
 
+def test_the_search_is_timed():
+    for reference in ("subsample", "batch"):
+        seconds = {}
+        score_all(IMAGE, methods=("kdist",), size=SIZE, reference=reference, seconds=seconds)
+        assert seconds["knn"] > 0
+    seconds = {}
+    score_all(IMAGE, TEXT, methods=("clip_score",), seconds=seconds)
+    assert seconds == {}
+
+
 def test_embeddings_stay_where_they_are(tmp_path):
     """Memory-mapped, in half precision, read in blocks: the same scores."""
     half = IMAGE.astype(np.float16), TEXT.astype(np.float16)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from pyarrow import parquet
 
 from clipdef_jax import data, detect, jobs, models, sharding
+from clipdef_jax.bench import flops
 from clipdef_jax.data import ids
 from clipdef_jax.detect import encode, quality
 from clipdef_jax.detect.embeddings import Embeddings
@@ -150,6 +151,10 @@ def test_summary_and_report(scanned):
     for method in ("dao", "kdist", "clip_score"):
         expected = quality.figures(table[method].to_numpy(), is_poisoned)
         assert summary["quality"][method] == expected
+    seconds = summary["seconds"]
+    assert seconds["knn"] > 0
+    parts = (seconds[stage] for stage in ("poison", "embed", "knn", "score", "flag"))
+    assert seconds["total"] == pytest.approx(sum(parts), abs=0.02)
     page = (workdir / "report.html").read_text()
     assert "6 of 59 pairs are suspect" in page
     assert page.count("data:image/png") >= 4 * 5
@@ -215,6 +220,13 @@ def test_a_dry_run_writes_nothing(checkpoint, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "60 pairs in tests.test_scan:Scenes" in said
     assert "emoji-train-0-0000000" in said
+    assert "GFLOP a pair to embed" in said
+    # Of each pair 16 of the 60 are the reference, images and captions, in each of two draws.
+    assert told["score_flop"] == 60 * 2 * 32 * 2 * 8
+    tokens = jax.ShapeDtypeStruct((1, CLIP.config.context_length), np.int32)
+    counted = flops.count(CLIP.encode_text, INIT(jax.random.key(0)), tokens)
+    assert told["embed_flop"] > 60 * counted
+    assert told["read_rate"] > 0 < told["encode_rate"]
     assert not list(tmp_path.iterdir())
 
 

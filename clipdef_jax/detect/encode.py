@@ -99,7 +99,7 @@ def _behind(
     waiting = None
     for block in read_blocks(loader, blocks, rows, workers=workers) if blocks else ():
         shared = sharding.shard_batch(mesh, {name: block.pop(name) for name in ("image", "text")})
-        coming = _features(clip, mesh, params, shared["image"], shared["text"])
+        coming = features(clip, mesh, params, shared["image"], shared["text"])
         if waiting is not None:
             yield waiting[0], np.asarray(waiting[1][0]), np.asarray(waiting[1][1])
         waiting = block, coming
@@ -108,9 +108,18 @@ def _behind(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _features(
+def features(
     clip: CLIP, mesh: Mesh, params: Any, images: jax.Array, tokens: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
+    """Returns the features of images and captions, (B, D) each, before normalisation.
+
+    Args:
+      clip: the model.
+      mesh: shares the batch.
+      params: its parameters.
+      images: uint8 (B, side, side, 3).
+      tokens: int32 (B, L).
+    """
     image = clip.encode_image(params, clip.preprocess(images))
     text = clip.encode_text(params, tokens)
     whole = sharding.replicated(mesh)

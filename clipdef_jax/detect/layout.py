@@ -58,13 +58,18 @@ def for_search(sizes: Sizes, products: Products) -> Layout:
 def for_second_search(sizes: Sizes) -> Layout:
     """Returns the layout for queries a first search left in doubt: finer, and deeper."""
     candidates = _candidates(sizes, 8.0)
-    return _search(sizes, "float32", candidates, max(1, _chunk(sizes, candidates) // 8))
+    return _search(_few(sizes), "float32", candidates, max(1, _chunk(sizes, candidates) // 8))
 
 
 def for_exhaustive_search(sizes: Sizes) -> Layout:
     """Returns the layout for queries the second search left in doubt too: no bound needed."""
-    layout = _search(sizes, "float32", _candidates(sizes, 1.0), 1)
+    layout = _search(_few(sizes), "float32", _candidates(sizes, 1.0), 1)
     return layout._replace(exhaustive=True)
+
+
+def _few(sizes: Sizes) -> Sizes:
+    """Returns the sizes of one small block: however many queries are left, one program."""
+    return sizes._replace(queries=LOOKED_UP * sizes.devices)
 
 
 def for_graph(sizes: Sizes, products: Products) -> Layout:
@@ -99,9 +104,9 @@ def _candidates(sizes: Sizes, per_neighbour: float) -> int:
 def _chunk(sizes: Sizes, candidates: int) -> int:
     """Returns the chunk size: a query with three neighbours in one chunk is searched twice.
 
-    Of k neighbours on n chunks k^3 / 6n^2 triples are expected: here at most one in 200 queries.
+    Of k neighbours on n chunks k^3 / 6n^2 triples are expected: here at most one in 100 queries.
     """
-    chunks = max(6 * sizes.neighbours**1.5, 2 * candidates)
+    chunks = max(4 * sizes.neighbours**1.5, 2 * candidates)
     chunk = min(_LARGEST_CHUNK, sizes.reference / sizes.devices / chunks)
     return 2 ** int(math.log2(chunk)) if chunk >= 1 else 1
 

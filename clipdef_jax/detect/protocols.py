@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -46,6 +47,7 @@ def score_all(
     seed: int = 0,
     memory: int = MEMORY,
     progress: Callable[[int, int], None] | None = None,
+    seconds: dict[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns how suspect each pair of a whole data set is, by several detectors at once.
 
@@ -73,6 +75,7 @@ def score_all(
       seed: of shuffling, draws and trees.
       memory: as in `knn`, in bytes.
       progress: called with the number of steps done and of all steps.
+      seconds: gets the time of the search for neighbours, compilation included, as "knn".
 
     Returns:
       By method, (N,) float32, finite; a higher score is more suspect.
@@ -97,14 +100,16 @@ def score_all(
                 "poisoned pair may be poisoned; take a larger k or a smaller reference",
                 stacklevel=2,
             )
-        rng = np.random.default_rng(seed)
+        rng, clock = np.random.default_rng(seed), _Clock({} if seconds is None else seconds)
         if reference == "full":
-            hood = among(points, points.pairs, k, memory=memory, progress=progress)
+            with clock:
+                hood = among(points, points.pairs, k, memory=memory, progress=progress)
             found = {m: by_neighbours(m, hood).reshape(-1, points.pairs)[parts] for m in near}
         elif reference == "batch":
-            found = _by_batches(points, parts, near, k, size, rng, memory, progress)
+            found = _by_batches(points, parts, near, k, size, rng, memory, progress, clock)
         else:
-            found = _by_draws(points, parts, near, k, size, draws, rng, memory, progress)
+            samples = [_draw(points, k, size, rng, clock) for _ in range(draws)]
+            found = _by_draws(points, parts, near, k, samples, memory, progress, clock)
     if "iforest" in methods:
         found["iforest"] = _by_forest(points, parts, seed, memory)
     if "clip_score" in methods:
@@ -112,7 +117,20 @@ def score_all(
     return {method: found[method].max(axis=0) for method in methods}
 
 
-def _by_batches(points, parts, methods, k, size, rng, memory, progress):
+class _Clock:
+    """Adds up the time spent under it as `seconds["knn"]`."""
+
+    def __init__(self, seconds: dict[str, float]):
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds["knn"] = self._seconds.get("knn", 0.0) + time.monotonic() - self._began
+
+
+def _by_batches(points, parts, methods, k, size, rng, memory, progress, clock):
     """Returns scores by method, (parts, N), each batch held against itself."""
     scores = {method: np.empty((len(parts), points.pairs), np.float32) for method in methods}
     order = rng.permutation(points.pairs)
@@ -120,7 +138,8 @@ def _by_batches(points, parts, methods, k, size, rng, memory, progress):
     for number, start in enumerate(starts, start=1):
         # The last batch is filled up from the first: all have one size, as k and size go together.
         rows = order.take(range(start, start + size), mode="wrap")
-        hood = among(points.of_pairs(rows), size, k, memory=memory)
+        with clock:
+            hood = among(points.of_pairs(rows), size, k, memory=memory)
         new = rows[: points.pairs - start]
         for method in methods:
             of_batch = by_neighbours(method, hood).reshape(-1, size)
@@ -130,9 +149,8 @@ def _by_batches(points, parts, methods, k, size, rng, memory, progress):
     return scores
 
 
-def _by_draws(points, parts, methods, k, size, draws, rng, memory, progress):
-    """Returns scores by method, (parts, N), the mean over draws of a reference."""
-    samples = [_draw(points, k, size, rng) for _ in range(draws)]
+def _by_draws(points, parts, methods, k, samples, memory, progress, clock):
+    """Returns scores by method, (parts, N), the mean over drawn references."""
     total = {method: np.zeros((len(parts), points.pairs)) for method in methods}
     blocks = _blocks(points, memory)
     done = 0
@@ -141,13 +159,14 @@ def _by_draws(points, parts, methods, k, size, draws, rng, memory, progress):
             queries = points.part(part)[block]
             for sample in samples:
                 own = sample.own_NxP[block]
-                hood = against(queries, sample.reference, sample.density, k, own, memory=memory)
+                with clock:
+                    hood = against(queries, sample.reference, sample.density, k, own, memory=memory)
                 for method in methods:
                     total[method][row, block] += by_neighbours(method, hood)
                 done += 1
                 if progress:
-                    progress(done, len(blocks) * len(parts) * draws)
-    return {method: (sums / draws).astype(np.float32) for method, sums in total.items()}
+                    progress(done, len(blocks) * len(parts) * len(samples))
+    return {method: (sums / len(samples)).astype(np.float32) for method, sums in total.items()}
 
 
 class _Sample(NamedTuple):
@@ -164,12 +183,13 @@ class _Sample(NamedTuple):
     own_NxP: np.ndarray
 
 
-def _draw(points, k, size, rng):
+def _draw(points, k, size, rng, clock):
     drawn = np.sort(rng.choice(points.pairs, size, replace=False))
     reference = points.of_pairs(drawn)
     own_NxP = np.full((points.pairs, points.parts), -1, np.int32)
     own_NxP[drawn] = np.arange(len(reference)).reshape(points.parts, size).T
-    return _Sample(reference, density_of(reference, k), own_NxP)
+    with clock:
+        return _Sample(reference, density_of(reference, k), own_NxP)
 
 
 def _by_forest(points, parts, seed, memory):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import pathlib
 import time
 from typing import Any
@@ -10,11 +13,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from clipdef_jax import data, detect
+from clipdef_jax import data, detect, sharding
+from clipdef_jax.bench import flops
 from clipdef_jax.data.loader import Loader
 from clipdef_jax.detect.embeddings import Embeddings
-from clipdef_jax.detect.encode import encode
+from clipdef_jax.detect.encode import encode, features
 from clipdef_jax.detect.knn import MEMORY
+from clipdef_jax.errors import BadRecord
 from clipdef_jax.parts import Model, Run
 from clipdef_jax.progress import console, duration
 from clipdef_jax.scan.material import Material
@@ -35,15 +40,19 @@ def estimate(job: Run, material: Material, methods: tuple[str, ...]) -> dict[str
       methods: the detectors.
 
     Returns:
-      "pairs", "dimensions", "disk_mib", "memory_mib", "embed_seconds", "score_seconds".
+      "pairs", "dimensions", "disk_mib", "memory_mib", "embed_seconds", "score_seconds",
+      "score_flop"; and if there is a model "embed_flop", of all pairs, "read_rate", pairs that one
+      core reads a second, and "encode_rate", those that the devices encode.
     """
     config = job.config
     if material.source is None or material.model is None:
         found = Embeddings(pathlib.Path(config.embed.folder))
         pairs, per_pair, parameters, disk = len(found), 0.0, 0.0, 0.0
+        rates: dict[str, Any] = {}
     else:
         pairs = len(material.source)
         found, per_pair = _try(job, material.source, material.model)
+        rates = _rates(job, material.source, material.model)
         parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(material.model.params)) / _MIB
         disk = 2 * pairs * found.image.shape[1] * np.dtype(config.embed.dtype).itemsize / _MIB
     width = found.image.shape[1]
@@ -55,6 +64,8 @@ def estimate(job: Run, material: Material, methods: tuple[str, ...]) -> dict[str
         "memory_mib": round(memory, 1),
         "embed_seconds": round(pairs * per_pair, 1),
         "score_seconds": round(_score_seconds(config, pairs, width), 1),
+        "score_flop": 2 * width * _products(config, pairs),
+        **rates,
     }
     say = console.print
     say(f"{pairs:,} pairs in {config.embed.folder or config.data.train}", markup=False)
@@ -70,6 +81,16 @@ def estimate(job: Run, material: Material, methods: tuple[str, ...]) -> dict[str
         f"{duration(pairs * per_pair)} to embed ({1 / per_pair:,.0f} pairs/s), " if per_pair else ""
     )
     say(f"time: about {rate}{duration(told['score_seconds'])} to score")
+    if rates:
+        read, encoded, flop = told["read_rate"], told["encode_rate"], told["embed_flop"] / pairs
+        say(
+            f"of it: {flop / 1e9:,.3g} GFLOP a pair to embed, {encoded:,.0f} pairs/s at "
+            f"{encoded * flop / 1e12:,.3g} TFLOP/s by {jax.devices()[0].device_kind}; one core "
+            f"reads {read:,.0f} pairs/s: {math.ceil(encoded / read)} would keep up; "
+            f"{told['score_flop'] / pairs / 1e9:,.3g} GFLOP a pair to score",
+            markup=False,
+            soft_wrap=True,
+        )
     say("a dry run: nothing was written")
     return told
 
@@ -97,6 +118,34 @@ def _try(job: Run, source: Source, model: Model) -> tuple[Embeddings, float]:
     return Embeddings(job.workdir / "first"), seconds / len(others)
 
 
+def _rates(job: Run, source: Source, model: Model) -> dict[str, Any]:
+    """Returns what one core and what the devices do alone, from one batch."""
+    clip, rows = model.clip, min(job.config.embed.batch, len(source))
+    loader = Loader(source, model.tokenizer, clip.config.image_size)
+    began = time.monotonic()
+    for index in range(rows):
+        with contextlib.suppress(BadRecord):
+            loader.read(index)
+    read = time.monotonic() - began
+    rows += -rows % job.mesh.size
+    side, length = clip.config.image_size, clip.config.context_length
+    images = np.zeros((rows, side, side, 3), np.uint8)
+    shared = sharding.shard_batch(
+        job.mesh, {"image": images, "text": np.zeros((rows, length), np.int32)}
+    )
+    arguments = clip, job.mesh, model.params, shared["image"], shared["text"]
+    for _ in range(2):  # The first one compiles.
+        began = time.monotonic()
+        jax.block_until_ready(features(*arguments))
+        seconds = time.monotonic() - began
+    flop = flops.count(functools.partial(features, clip, job.mesh), *arguments[2:]) // rows
+    return {
+        "embed_flop": flop * len(source),
+        "read_rate": round(rows / read, 1),
+        "encode_rate": round(rows / seconds, 1),
+    }
+
+
 def _score_seconds(config: ConfigDict, pairs: int, width: int) -> float:
     """Returns about how long the search takes, from a small one; the rest is short beside it."""
     rng = np.random.default_rng(0)
@@ -106,10 +155,14 @@ def _score_seconds(config: ConfigDict, pairs: int, width: int) -> float:
         began = time.monotonic()
         detect.knn(queries, points, min(config.score.k, 64))
         seconds = time.monotonic() - began
+    return seconds / (2048 * 4096) * _products(config, pairs)
+
+
+def _products(config: ConfigDict, pairs: int) -> int:
+    """Returns how many distances the search computes."""
     size = min(config.score.size, pairs)
-    products = {
+    return {
         "subsample": pairs * 2 * size * config.score.draws,
         "batch": 2 * pairs * 2 * size,
         "full": 2 * pairs * 2 * pairs,
-    }
-    return seconds / (2048 * 4096) * products[config.score.reference]
+    }[config.score.reference]

@@ -190,6 +190,7 @@ def _score(
     settings.pop("methods")
 
     def body() -> dict[str, Any]:
+        spent = {"knn": 0.0}
         found.check_finite()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -205,13 +206,19 @@ def _score(
                     methods=methods,
                     seed=job.config.seed,
                     progress=on_step,
+                    seconds=spent,
                     **settings,
                 )
         for method, values in scores.items():
             with stored.replacing(folder / f"{method}.npy") as path, path.open("wb") as file:
                 np.save(file, values)
         said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-        return {"embeddings": digest, "pairs": len(found), "warnings": said}
+        return {
+            "embeddings": digest,
+            "pairs": len(found),
+            "warnings": said,
+            "knn": round(spent["knn"], 2),
+        }
 
     result, done = run_stage(folder, body)
     if result["embeddings"] != digest:
@@ -231,7 +238,8 @@ def _score(
                 f"{path} holds {scores[method].shape} scores, the embeddings are of {len(found)} "
                 "pairs: it belongs to another run; delete the folder to score again"
             )
-    seconds["score"] = result["seconds"]
+    seconds["knn"] = result["knn"]
+    seconds["score"] = round(result["seconds"] - result["knn"], 2)
     notes += result["warnings"]
     heading("score", f"{len(found):,} pairs by {', '.join(methods)}", done)
     return scores
