@@ -30,10 +30,17 @@ def _repair(loss: ConfigDict, weight: str = "", **recipe: Any) -> ConfigDict:
     return ConfigDict({"loss": loss, "finetune": finetune, "sweep": sweep})
 
 
-def _pretraining(loss: ConfigDict, augmentation: str, **recipe: Any) -> ConfigDict:
+def _pretraining(
+    loss: ConfigDict, augmentation: str, sweep: dict[str, tuple[Any, ...]], **recipe: Any
+) -> ConfigDict:
+    """Returns a pre-training; `sweep` has values of the loss's arguments."""
     pretrain = common.recipe(**{"epochs": 15, "lr": 1e-3, "warmup": 100} | recipe)
-    sweep = ConfigDict({"loss": {"kwargs": {"pool_size": (256, 1024), "every": (2, 5)}}})
-    fields = {"loss": loss, "augmentation": augmentation, "pretrain": pretrain, "sweep": sweep}
+    fields = {
+        "loss": loss,
+        "augmentation": augmentation,
+        "pretrain": pretrain,
+        "sweep": {"loss": {"kwargs": sweep}},
+    }
     return ConfigDict(fields)
 
 
@@ -53,7 +60,18 @@ PRESETS: dict[str, ConfigDict] = {
     # back; so it is in use in epochs 5 and 10 only. With cuts down to 8% of the area, the paper's,
     # accuracy stays below 87%. The augmentation by itself, at every=99, keeps the patch out, too.
     "roclip": _pretraining(
-        part("roclip", pool_size=1024, every=5, augmented=True), "roclip_small", epochs=12
+        part("roclip", pool_size=1024, every=5, augmented=True),
+        "roclip_small",
+        {"pool_size": (256, 1024), "every": (2, 5)},
+        epochs=12,
+    ),
+    # For MANY_SCENES. The safe share grows by a tenth with each epoch, not by a hundredth, as there
+    # are few. At a hundredth of the learning rate one epoch of CLIP would tell nothing apart.
+    "safeclip": _pretraining(
+        part("safeclip", pool_size=1024, warmup=1, slow=1, slow_weight=0.1, growth=0.1),
+        "roclip",
+        {"slow": (1, 2), "slow_weight": (0.1, 0.3)},
+        epochs=6,
     ),
 }
 

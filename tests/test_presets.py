@@ -1,5 +1,7 @@
 """The attacks by name: each can be planned, and tested for, and is set by a job's argument."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,17 @@ from clipdef_jax.attacks import plan
 from clipdef_jax.attacks.poisoned import PoisonedSource
 from clipdef_jax.data import loader
 from clipdef_jax.errors import UserError
-from configs import attacks, cleanclip, defences, par, pretrain, roclip, supervised, tacleaner
+from configs import (
+    attacks,
+    cleanclip,
+    defences,
+    par,
+    pretrain,
+    roclip,
+    safeclip,
+    supervised,
+    tacleaner,
+)
 from configs import study as study_config
 
 
@@ -52,8 +64,15 @@ def test_every_defence_can_be_built_whatever_a_sweep_sets(name, tmp_path):
         assert ("finetune" in fields) == bool(fields.init) != ("pretrain" in fields)
 
 
-@pytest.mark.parametrize("job", [cleanclip, par, roclip, supervised, tacleaner])
-@pytest.mark.parametrize("variant", ["", "smoke", "paper"])
+@pytest.mark.parametrize(
+    ("job", "variant"),
+    [
+        *itertools.product(
+            [cleanclip, par, roclip, safeclip, supervised, tacleaner], ["", "smoke"]
+        ),
+        *itertools.product([cleanclip, par, roclip, supervised, tacleaner], ["paper"]),
+    ],
+)
 def test_every_defence_is_a_job(job, variant):
     config = job.get_config(variant)
     assert config.loss.name == job.__name__.rpartition(".")[2]

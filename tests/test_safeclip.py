@@ -12,13 +12,15 @@ from jax.sharding import NamedSharding
 
 from clipdef_jax import losses, sharding
 from clipdef_jax.errors import UserError
-from clipdef_jax.losses import mixture, ring
+from clipdef_jax.losses import ring
 from clipdef_jax.train import checkpoint, state
 from tests.test_step import CLIP, mesh_of
 
 BATCH, DIM, SIZE, LOG_SCALE = 64, 8, 100, 1.5
 # Two epochs unimodal, one of CLIP, the fourth tells who is safe, and from the fifth on it grows.
-LOSS = losses.get("safeclip", pool_size=SIZE, warmup=2, slow=1, slow_weight=0.25, growth=0.1)
+LOSS = losses.get(
+    "safeclip", pool_size=SIZE, warmup=2, slow=1, slow_weight=0.25, growth=0.1, fit_pairs=640
+)
 
 
 def unit(x):
@@ -125,7 +127,7 @@ def test_phases():
     assert_safe(4, fits)
     # Three quarters were safe in the fourth epoch; a tenth more each; at most 85%.
     assert_safe(5, highest(int(np.ceil(0.85 * BATCH))))
-    slower = losses.get("safeclip", pool_size=SIZE, warmup=2, slow=1, max_share=0.9)
+    slower = losses.get("safeclip", pool_size=SIZE, warmup=2, slow=1, max_share=0.9, fit_pairs=640)
     for epoch, share in ((5, 0.76), (6, 0.77), (30, 0.9)):
         out, _ = call(slower, VIEWS, after(4), epoch)
         assert out.metrics["safe"] * BATCH == pytest.approx(share * BATCH, abs=1)
@@ -139,13 +141,19 @@ def test_all_epochs_are_one_program():
     assert len(programs) == 1
 
 
-def test_the_mixture_waits_for_clip_and_the_share_stays_after_its_epoch():
-    assert not after(2).moments.any()
-    assert after(3).moments.any()
+def test_the_share_is_told_in_one_epoch_and_stays():
+    assert after(3).share == 0
     assert after(4).share == pytest.approx(0.75, abs=0.02)
-    later = call(LOSS, VIEWS, after(4), 5)[0].state
-    assert later.share == after(4).share
-    assert (later.moments != after(4).moments).all()
+    assert call(LOSS, VIEWS, after(4), 5)[0].state.share == after(4).share
+
+
+def test_the_cosines_are_those_of_the_last_pairs():
+    one = call(LOSS, VIEWS, fresh(), 1)[0].state
+    assert np.isnan(one.cosines[:-BATCH]).all()
+    np.testing.assert_allclose(one.cosines[-BATCH:], COSINE, atol=1e-6)
+    two = call(LOSS, views_of(1), one, 2)[0].state
+    np.testing.assert_array_equal(two.cosines[:-BATCH], one.cosines[BATCH:])
+    assert not np.isnan(after(1).cosines).any()
 
 
 def test_pools_hold_the_originals_of_the_last_batches():
@@ -178,7 +186,7 @@ def test_the_order_of_the_batch_does_not_matter():
             call(LOSS, views, after(epoch - 1), epoch) for views in (VIEWS, shuffled)
         )
         np.testing.assert_allclose(out_2.value, out.value, rtol=1e-6)
-        np.testing.assert_allclose(out_2.state.moments, out.state.moments, rtol=1e-5)
+        assert out_2.state.share == pytest.approx(out.state.share)
         for name, gradient in gradients.items():
             np.testing.assert_allclose(gradients_2[name], gradient[order], atol=1e-6)
 
@@ -201,8 +209,10 @@ def test_equal_cosines_are_finite_in_all_epochs(image, text):
     now = fresh()
     for epoch in (1, *range(3, 8)):
         out, gradients = call(LOSS, views, now, epoch)
-        for x in jax.tree.leaves((out, gradients)):
+        unseen = out.state.cosines  # NaN at first, as they should be.
+        for x in jax.tree.leaves((out._replace(state=out.state._replace(cosines=0)), gradients)):
             assert np.isfinite(x).all()
+        np.testing.assert_allclose(unseen[-BATCH:], unseen[-1], atol=1e-6)
         now = out.state
 
 
@@ -246,17 +256,10 @@ def padded(pool):
         ({"slow_weight": 0.0}, "slow_weight=0.0: expected above 0, up to 1"),
         ({"threshold": 90}, "threshold=90: expected above 0, up to 1"),
         ({"max_share": 85}, "max_share=85: expected above 0, up to 1"),
-        ({"fit_rate": 2.0}, "fit_rate=2.0: expected above 0, up to 1"),
+        ({"fit_pairs": 1}, "fit_pairs=1: expected a whole number from 2 on"),
         ({"growth": -0.01}, "growth=-0.01: expected from 0 to 1"),
     ],
 )
 def test_values_that_make_no_loss_are_named(kwargs, message):
     with pytest.raises(UserError, match=message):
         losses.get("safeclip", **kwargs)
-
-
-def test_the_mixture_is_of_the_pairs_cosines():
-    weight, low, high, _ = mixture.parameters(after(3).moments)
-    assert weight == pytest.approx(0.75, abs=0.02)
-    assert low == pytest.approx(0, abs=0.1)
-    assert high == pytest.approx(COSINE[: BATCH - 16].mean(), abs=0.05)

@@ -1,63 +1,60 @@
-"""Two Gaussians with one variance, fitted to a stream of numbers batch by batch.
-
-The state of the fit are four means over the stream, the newest batches weighing most, of numbers x
-and of the probability r that x is of the higher Gaussian: E[r], E[r x], E[x] and E[x^2]. With a
-variance in common r rises with x; with two the wider Gaussian would own both tails.
-
-References:
-  Cappé and Moulines, `On-line Expectation-Maximization Algorithm for Latent Data Models
-  <https://arxiv.org/abs/0712.4273>`_, with a constant step size: the stream may drift.
-"""
+"""A mixture of two Gaussians, fitted to numbers by expectation-maximisation."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-# Of the variance: numbers that are all equal stay finite.
-LEAST_VARIANCE = 1e-6
-# Of r, and of 1 - r: neither Gaussian runs empty, and one that nearly does can come back.
-LEAST_SHARE = 1e-4
-
-
-def empty() -> jax.Array:
-    """Returns the state before the first batch, float32 (4,)."""
-    return jnp.zeros(4, jnp.float32)
+# A standard deviation of a hundredth: no Gaussian shrinks to a few numbers that are equal.
+LEAST_VARIANCE = 1e-4
+# Of all numbers, for each of the two: neither runs empty.
+LEAST_WEIGHT = 1e-6
 
 
-def update(moments: jax.Array, x_B: jax.Array, rate: float) -> tuple[jax.Array, jax.Array]:
-    """Takes one step of stepwise EM.
+class Mixture(NamedTuple):
+    """Weights, means and variances, (2,) each; the second Gaussian is the one that began higher."""
 
-    The first batch is split at its mean, and counts in full.
+    weight: jax.Array
+    mean: jax.Array
+    variance: jax.Array
+
+
+def fit(x_N: jax.Array, rounds: int = 100) -> Mixture:
+    """Returns the mixture of some numbers; finite whatever they are.
+
+    EM begins with those that are above their mean, and those that are not.
 
     Args:
-      moments: the state, float32 (4,).
-      x_B: any float dtype.
-      rate: weight of this batch in the next state.
-
-    Returns:
-      The next state, and the weight that the batch got.
+      x_N: float32; NaN does not count, and one at least must.
+      rounds: of EM.
     """
-    begun = moments.any()
-    above_B = (x_B > jnp.mean(x_B)).astype(x_B.dtype)
-    r_B = jnp.where(begun, posterior(moments, x_B), above_B).clip(LEAST_SHARE, 1 - LEAST_SHARE)
-    seen = jnp.stack([jnp.mean(y_B) for y_B in (r_B, r_B * x_B, x_B, x_B**2)])
-    step = jnp.where(begun, rate, 1.0).astype(moments.dtype)
-    return moments + step * (seen.astype(moments.dtype) - moments), step
+    counts_N = ~jnp.isnan(x_N)
+    x_N = jnp.where(counts_N, x_N, 0)
+
+    def maximise(higher_N: jax.Array) -> Mixture:
+        higher_N = higher_N.clip(LEAST_WEIGHT, 1 - LEAST_WEIGHT)
+        share_2xN = jnp.where(counts_N, jnp.stack([1 - higher_N, higher_N]), 0)
+        count_2 = jnp.sum(share_2xN, axis=1)
+        mean_2 = jnp.sum(share_2xN * x_N[None], axis=1) / count_2
+        square_2 = jnp.sum(share_2xN * (x_N[None] - mean_2[:, None]) ** 2, axis=1)
+        variance_2 = jnp.maximum(square_2 / count_2, LEAST_VARIANCE)
+        return Mixture(count_2 / jnp.sum(counts_N), mean_2, variance_2)
+
+    above_N = x_N > jnp.mean(x_N, where=counts_N)
+    return lax.fori_loop(
+        0,
+        rounds,
+        lambda _, mixture: maximise(posterior(mixture, x_N)),
+        maximise(above_N.astype(x_N.dtype)),
+    )
 
 
-def posterior(moments: jax.Array, x_B: jax.Array) -> jax.Array:
-    """Returns the probability of the higher Gaussian, (B,); of a state that is not empty."""
-    weight, low, high, variance = parameters(moments)
-    # However the stream has drifted, the higher is the one that higher numbers belong to.
-    slope = jnp.abs(high - low) / variance
-    odds_B = jnp.log(weight / (1 - weight)) + slope * (x_B - (low + high) / 2)
-    return jax.nn.sigmoid(odds_B)
-
-
-def parameters(moments: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Returns the higher Gaussian's weight, the lower and the higher mean, and the variance."""
-    weight, of_high, mean, square = moments
-    high, low = of_high / weight, (mean - of_high) / (1 - weight)
-    variance = square - weight * high**2 - (1 - weight) * low**2
-    return weight, low, high, jnp.maximum(variance, LEAST_VARIANCE)
+def posterior(mixture: Mixture, x_N: jax.Array) -> jax.Array:
+    """Returns the probability of each number that it is of the second Gaussian, (N,)."""
+    weight_2, mean_2, variance_2 = (p_2[:, None] for p_2 in mixture)
+    distance_2xN = (x_N[None] - mean_2) ** 2 / variance_2
+    low_N, high_N = jnp.log(weight_2) - (jnp.log(variance_2) + distance_2xN) / 2
+    return jax.nn.sigmoid(high_N - low_N)

@@ -17,21 +17,21 @@ from clipdef_jax.types import LossOutput
 
 
 class SafeClipState(NamedTuple):
-    """What SafeCLIP remembers: two rings of P unit rows, see `losses.ring`, and a mixture.
+    """What SafeCLIP remembers: two rings of P unit rows, see `losses.ring`, and N cosines.
 
     Attributes:
       image_pool: float32 (P, D) image embeddings of recent batches; on a mesh there are unused rows
         after those.
       text_pool: like `image_pool`, of captions.
       pointer: int32 scalar, the row that is written next, in both.
-      moments: float32 (4,), the mixture of the pairs' cosines, see `losses.mixture`.
-      share: float32 scalar, share of the pairs that were safe in the first epoch that tells.
+      cosines: float32 (N,), those of the last pairs; NaN while there are not so many yet.
+      share: float32 scalar, share of the pairs that were safe when it was first told.
     """
 
     image_pool: jax.Array
     text_pool: jax.Array
     pointer: jax.Array
-    moments: jax.Array
+    cosines: jax.Array
     share: jax.Array
 
 
@@ -45,20 +45,19 @@ class SafeClip:
     epoch decides which are safe:
 
     - `warmup` epochs: none.
-    - `slow` epochs: all, with a loss of little weight, while a mixture of two Gaussians is fitted
-      to the cosines of the pairs, as from then on.
-    - the next epoch: those that belong to the Gaussian of the higher cosines with a probability of
-      at least `threshold`.
-    - after that: as large a share of each batch, by cosine, as was safe in that epoch, and with
-      each epoch `growth` more, up to `max_share`.
+    - `slow` epochs: all, with a loss of little weight.
+    - the next epoch: a mixture of two Gaussians is fitted to the cosines of the last N pairs, and
+      those are safe that are of the higher one with a probability of at least `threshold`.
+    - after that: as large a share of each batch, by cosine, as was safe in the end, and with each
+      epoch `growth` more, up to `max_share`.
 
     What differs from the paper: it fits the mixture to all pairs between two epochs, and fills its
-    batches with safe pairs, or with risky ones, of the whole data; here the mixture is fitted
-    batch by batch, its Gaussians have one variance, and each batch is divided by itself, so nothing
-    happens between epochs. In the `slow` epochs it lowers the learning rate, which is the recipe's;
-    a weight does the same to AdamW only while the second moments remember larger gradients, with
-    the usual b2 some 1,000 updates. Its CLIP loss takes augmented pairs, this one the originals.
-    That the augmented view is the one that learns is our reading, after NNCLR.
+    batches with safe pairs, or with risky ones, out of the whole data; here it is fitted in the
+    step, and each batch is divided by itself, so nothing happens between epochs. In the `slow`
+    epochs it lowers the learning rate, which is the recipe's; a weight does the same to AdamW only
+    while the second moments remember larger gradients, with the usual b2 some 1,000 updates. Its
+    CLIP loss takes augmented pairs, this one the originals. That it is the augmented view that
+    learns is our reading, after NNCLR.
 
     Args:
       pool_size: P, images, and captions, to find the nearest in.
@@ -68,7 +67,7 @@ class SafeClip:
       threshold: probability from which on a pair is safe.
       growth: share of the data that becomes safe with each epoch.
       max_share: largest share that does.
-      fit_rate: weight of the newest batch in the mixture, the step size of its fit.
+      fit_pairs: N, cosines that the mixture is fitted to.
 
     References:
       Yang et al., `Better Safe than Sorry: Pre-training CLIP against Targeted Data Poisoning and
@@ -84,16 +83,16 @@ class SafeClip:
     threshold: float = 0.9
     growth: float = 0.01
     max_share: float = 0.85
-    fit_rate: float = 0.05
+    fit_pairs: int = 4096
 
     def __post_init__(self):
-        for name, least in (("pool_size", 1), ("warmup", 0), ("slow", 0)):
+        for name, least in (("pool_size", 1), ("fit_pairs", 2), ("warmup", 0), ("slow", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise UserError(
                     f"loss safeclip: {name}={value}: expected a whole number from {least} on"
                 )
-        for name in ("slow_weight", "threshold", "max_share", "fit_rate"):
+        for name in ("slow_weight", "threshold", "max_share"):
             value = getattr(self, name)
             if not 0 < value <= 1:
                 raise UserError(f"loss safeclip: {name}={value}: expected above 0, up to 1")
@@ -101,7 +100,7 @@ class SafeClip:
             raise UserError(f"loss safeclip: growth={self.growth}: expected from 0 to 1")
 
     def init_state(self, rng: jax.Array, dim: int) -> SafeClipState:
-        """Returns pools of random unit vectors, and no mixture yet.
+        """Returns pools of random unit vectors, and no cosines yet.
 
         Args:
           rng: a key.
@@ -112,7 +111,7 @@ class SafeClip:
             ring.random_unit(image_rng, self.pool_size, dim),
             ring.random_unit(text_rng, self.pool_size, dim),
             jnp.zeros((), jnp.int32),
-            mixture.empty(),
+            jnp.full(self.fit_pairs, jnp.nan, jnp.float32),
             jnp.zeros((), jnp.float32),
         )
 
@@ -129,7 +128,7 @@ class SafeClip:
         Args:
           embeddings: "image", "text" and their augmented views "image_aug", "text_aug", (B, D) unit
             rows of any float dtype.
-          state: pools and mixture.
+          state: pools and cosines.
           log_scale: scalar, logarithm of the inverse temperature, shared by all terms.
           epoch: counted from 1; may be traced: one program serves all epochs.
 
@@ -138,8 +137,8 @@ class SafeClip:
         """
         image_BxD, text_BxD, image_aug_BxD, text_aug_BxD = take_views(embeddings, self.views)
         cosine_B = lax.stop_gradient(jnp.sum(image_BxD * text_BxD, axis=1))
-        safe_B, moments, share = self._divide(cosine_B, state, epoch)
-
+        cosines = jnp.concatenate([state.cosines, cosine_B.astype(jnp.float32)])[-self.fit_pairs :]
+        safe_B, share = self._divide(cosine_B, cosines, state.share, epoch)
         rows_B = ring.next_rows(state.pointer, len(cosine_B), size=self.pool_size)
 
         def unimodal(pool_RxD: jax.Array, own_BxD: jax.Array, aug_BxD: jax.Array) -> Any:
@@ -160,26 +159,30 @@ class SafeClip:
         value = safe * terms["clip"] + (1 - safe) * each
         value *= jnp.where(is_slow, self.slow_weight, 1.0)
         pointer = (state.pointer + len(cosine_B)) % self.pool_size
-        state = SafeClipState(image_pool, text_pool, pointer, moments, share)
+        state = SafeClipState(image_pool, text_pool, pointer, cosines, share)
         terms["safe"] = safe
         return LossOutput(value, state, terms)
 
     def _divide(
-        self, cosine_B: jax.Array, state: SafeClipState, epoch: Any
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns which pairs are safe, the mixture and the first share after this batch."""
+        self, cosine_B: jax.Array, cosines_N: jax.Array, share: jax.Array, epoch: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns which pairs are safe, and the share of those that was first told."""
         first = self.warmup + self.slow + 1
-        fitting = epoch > self.warmup
-        fitted, step = mixture.update(state.moments, cosine_B, self.fit_rate)
-        likely_B = mixture.posterior(fitted, cosine_B) >= self.threshold
-        share = state.share + step * (jnp.mean(likely_B, dtype=jnp.float32) - state.share)
 
-        grown = jnp.minimum(state.share + self.growth * (epoch - first), self.max_share)
+        def tell() -> tuple[jax.Array, jax.Array]:
+            fitted = mixture.fit(cosines_N)
+
+            def likely(x: jax.Array) -> jax.Array:
+                # The wider Gaussian owns both tails; if it is the higher, not the lower one.
+                return (mixture.posterior(fitted, x) >= self.threshold) & (x > fitted.mean[0])
+
+            known_N = ~jnp.isnan(cosines_N)
+            return likely(cosine_B), jnp.mean(likely(cosines_N), dtype=jnp.float32, where=known_N)
+
+        def wait() -> tuple[jax.Array, jax.Array]:
+            return jnp.broadcast_to(epoch > self.warmup, cosine_B.shape), share
+
+        safe_B, share = lax.cond(epoch == first, tell, wait)
         rank_B = jnp.argsort(jnp.argsort(-cosine_B))
-        highest_B = rank_B < grown * len(cosine_B)
-        safe_B = fitting & jnp.where(epoch > first, highest_B, likely_B | (epoch < first))
-        return (
-            safe_B,
-            jnp.where(fitting, fitted, state.moments),
-            jnp.where(fitting & (epoch <= first), share, state.share),
-        )
+        grown = jnp.minimum(share + self.growth * (epoch - first), self.max_share)
+        return jnp.where(epoch > first, rank_B < grown * len(cosine_B), safe_B), share
