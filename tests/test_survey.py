@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from rich.console import Console
 
 from clipdef_jax import jobs, models, sharding
 from clipdef_jax.attacks import manifest, plan
@@ -187,4 +188,8 @@ def test_a_detector_that_one_attack_lacks():
     )
     assert lines[3] == "| b | 40 | 1 | 1 | 100.0 | 60.0 | - | 10.0 | 25.0 | 50.0 |"
     assert Image.open(io.BytesIO(report.figure(table))).width > 500
-    assert report.terminal(table).row_count == 2
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.terminal(table))
+    said = console.export_text()
+    assert re.search(r"a +85.0 +70.0 *\n", said)
+    assert re.search(r"b +40 +1 +1 +100.0 +10.0 +25.0 +50.0 *\n", said)

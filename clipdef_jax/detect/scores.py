@@ -173,7 +173,10 @@ def among(
 
 def density_of(reference: Any, k: int) -> Density:
     """Returns how dense a reference is around its points, each left out for itself."""
-    distances, ids = knn(reference, reference, k, exclude=np.arange(len(reference))[:, None])
+    own = np.arange(len(reference))
+    # As queries and with two columns, as `against` has them: one program serves both.
+    exclude = np.stack([own, np.full_like(own, -1)], axis=1)
+    distances, ids = knn(reference[:], reference, k, exclude=exclude)
     _check_found(reference, ids)
     return _density(distances)
 

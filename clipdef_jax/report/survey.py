@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from clipdef_jax.report import figures
@@ -61,15 +62,23 @@ def aggregate(rows: Sequence[Mapping[str, Any]], flagged_by: str) -> list[dict[s
     return table
 
 
-def terminal(table: Sequence[Mapping[str, Any]]) -> Table:
-    """Lays the table out for a terminal: means only."""
+def terminal(table: Sequence[Mapping[str, Any]]) -> Group:
+    """Lays the table out for a terminal: means only, and in two parts, which fit its width."""
     heading, *lines = _cells(table, with_sd=False)
-    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="AUROC %", title_justify="left")
-    for name in heading:
-        sheet.add_column(name, justify="left" if name == "attack" else "right")
-    for line in lines:
-        sheet.add_row(*line)
-    return sheet
+    methods, last = len(_methods(table)), len(_OF_FLAGS)
+    middle = range(len(heading) - methods - last, len(heading) - last)
+    sheets = []
+    for title, columns in (
+        ("AUROC %", [0, *middle]),
+        ("", [column for column in range(len(heading)) if column not in middle]),
+    ):
+        sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+        for column in columns:
+            sheet.add_column(heading[column], justify="right" if column else "left")
+        for line in lines:
+            sheet.add_row(*(line[column] for column in columns))
+        sheets.append(sheet)
+    return Group(*sheets)
 
 
 def markdown(table: Sequence[Mapping[str, Any]]) -> str:
