@@ -65,8 +65,8 @@ PRESETS: dict[str, ConfigDict] = {
         {"pool_size": (256, 1024), "every": (2, 5)},
         epochs=12,
     ),
-    # For MANY_SCENES. The safe share grows by a tenth with each epoch, not by a hundredth, as there
-    # are few. At a hundredth of the learning rate one epoch of CLIP would tell nothing apart.
+    # For MANY_SCENES. An epoch is only 625 updates: with each the safe share grows by a tenth, not
+    # by a hundredth, and the slow one has a tenth of the weight.
     "safeclip": _pretraining(
         part("safeclip", pool_size=1024, warmup=1, slow=1, slow_weight=0.1, growth=0.1),
         "roclip",

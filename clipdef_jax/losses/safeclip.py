@@ -51,6 +51,9 @@ class SafeClip:
     - after that: as large a share of each batch, by cosine, as was safe in the end, and with each
       epoch `growth` more, up to `max_share`.
 
+    Where the two Gaussians overlap much, no pair may be safe at first, as the metric "safe" shows:
+    then the `slow` epochs were too few to tell pairs apart.
+
     What differs from the paper: it fits the mixture to all pairs between two epochs, and fills its
     batches with safe pairs, or with risky ones, out of the whole data; here it is fitted in the
     step, and each batch is divided by itself, so nothing happens between epochs. In the `slow`
