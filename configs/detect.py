@@ -115,10 +115,11 @@ def _survey(config: ConfigDict) -> None:
     # For poisons of 1% that say one thing of twenty, chosen on the models of seed 0. The nearest to
     # a poisoned image are the others, 1% of the pairs, and then that thing's captions, 6%, which
     # are as near to one another as they are far from any image: a k between these numbers, 4.5%,
-    # finds this out. At 3% and at 6.5% of the pairs the AUROC of slof on blended falls from 0.9 to
-    # 0.82 and 0.66, on badnet from 0.99 to 0.96 and 0.97. With 256 pairs it is as good in the mean,
-    # but depends on the draw. Normalised, badnet is lost (0.93) and clean_label found (0.7, not
-    # 0.3); captions as queries find nothing.
+    # finds this out. At 3% and at 6.5% of the pairs the AUROC of slof on blended falls from 0.93 to
+    # 0.82 and 0.69, on badnet from 0.99 to 0.96 and 0.97. Of 256 pairs a draw may hold no poison at
+    # all, or many: as good in the mean, but no draw like the other. Normalised, badnet is found
+    # less well (0.94) and clean_label little better (0.67, not 0.57); captions as queries find
+    # nothing (0.6).
     config.score.size = 1024
     config.score.k = 46
     config.score.draws = 4
