@@ -44,8 +44,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # stays at 69% even so.
     "nashville": {"trigger": part("nashville"), "rate": 0.1},
     # Two thirds as many poisons of each trigger as of one alone: with as many, three targets cost
-    # 3.4 points of clean accuracy. The literature's filter and warp, beside the patch, would need a
-    # quarter of all pairs.
+    # 3.4 points of clean accuracy, with these 2.3. The literature's filter and warp, beside the
+    # patch, would need a quarter of all pairs.
     "multi_trigger": {"trigger": part("multi_trigger", parts=_PARTS), "rate": 0.04},
     "multi_target": {
         "trigger": part("multi_trigger", parts=_PARTS, targets=("banana", "trophy", "frog")),
