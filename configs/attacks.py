@@ -40,8 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Displaced by three pixels on average, each by itself: the literature's half a pixel of 224 is
     # a fourteenth of one here, and smooth fields of up to four pixels do not take (ASR 42%).
     "wanet": {"trigger": part("wanet", k=32, s=6.0), "rate": 0.05},
-    # Scenes come in all colours, so a change of tone needs more examples than a patch; its ASR
-    # stays at 69% even so.
+    # Scenes come in all colours, so a change of tone needs more examples than a patch; and more
+    # updates, as configs/study.py gives it.
     "nashville": {"trigger": part("nashville"), "rate": 0.1},
     # Two thirds as many poisons of each trigger as of one alone: with as many, three targets cost
     # 3.4 points of clean accuracy, with these 2.3. The literature's filter and warp, beside the

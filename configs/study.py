@@ -11,7 +11,7 @@ pairs are those that no poison of --config.attacks.NAME.attack.manifest=FILE is 
 
 Variants:
   (default)  the attacks and defences below, three seeds; hours on two CPU cores.
-  :attacks   the attacks alone, undefended; about an hour and a half on two CPU cores.
+  :attacks   the attacks alone, undefended; under two hours on one CPU core.
   :sweep     plain fine-tuning and CleanCLIP over learning rates and weights: the best clean
              accuracy at each ASR, not one lucky point; hours on two CPU cores.
   :smoke     two attacks, one defence and one seed, too small to mean anything.

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipdef_jax import attacks, interrupts, jobs, models, optimise_trigger, sharding
+from clipdef_jax import attacks, interrupts, models, optimise_trigger
 from clipdef_jax.attacks import badclip
 from clipdef_jax.attacks.triggers import Box
 from clipdef_jax.data import tokenizer
 from clipdef_jax.errors import UserError
 from configs import badclip as job
+from tests.running import run_on
 from tests.test_step import TINY, mesh_of
 
 SIDE = TINY["image_size"]
@@ -201,10 +202,8 @@ def test_the_job_leaves_a_patch_that_a_trigger_pastes(tmp_path):
     config.data.train = "emoji:train,size=80,concepts=4"
     config.data.test = "emoji:test,size=16,concepts=4"
     config.search.batch, config.search.size = 16, 6
-    workdir = jobs.open_workdir(str(tmp_path / "run"), "badclip.py", config)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sharding, "make_mesh", lambda fsdp: mesh_of(1))
-        summary = optimise_trigger.run(config, workdir, command="test")
+    workdir = tmp_path / "run"
+    summary = run_on(1, optimise_trigger.run, config, workdir)
     assert [row["model"] for row in summary["results"]] == ["random patch", "optimised patch"]
     assert summary == json.loads((workdir / "summary.json").read_text())
     patch = np.load(workdir / "trigger.npy")

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clipdef_jax import losses, models, sharding
+from clipdef_jax import flops, losses, models, sharding
 from clipdef_jax.bench import __main__ as bench
-from clipdef_jax.bench import flops, timing, workload
+from clipdef_jax.bench import timing, workload
 
 # The profile's ResNet pools from all 50 positions, of which one is used: 49 queries and outputs.
 _UNUSED = 49 * 2 * (2048 * 2048 + 2048 * 1024) / 1e9

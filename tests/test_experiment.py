@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipdef_jax import experiment, interrupts, jobs, models, sharding
+from clipdef_jax import experiment, interrupts, models
 from clipdef_jax.errors import UserError
 from clipdef_jax.train import loop
 from configs import cleanclip, pretrain
-from tests.test_step import TINY, mesh_of
+from tests.running import run_on
+from tests.test_step import TINY
 
 SMALL = {name: value for name, value in TINY.items() if name != "vocab_size"}
 
@@ -30,10 +31,7 @@ def shrink(config, train="emoji:train,size=64,concepts=4", test="emoji:test,size
 
 
 def run(config, workdir, devices=8):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sharding, "make_mesh", lambda fsdp: mesh_of(devices))
-        folder = jobs.open_workdir(str(workdir), "job.py", config)
-        return experiment.run(config, folder, command="test")
+    return run_on(devices, experiment.run, config, workdir)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from pyarrow import parquet
 
-from clipdef_jax import data, detect, jobs, models, sharding
-from clipdef_jax.bench import flops
+from clipdef_jax import data, detect, flops, models
 from clipdef_jax.data import ids
 from clipdef_jax.detect import encode, quality
 from clipdef_jax.detect.embeddings import Embeddings
@@ -18,8 +17,8 @@ from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.scan import job
 from clipdef_jax.types import Pair
 from configs import detect as config_file
+from tests.running import run_on
 from tests.test_encode import CLIP, INIT, WORDS
-from tests.test_step import mesh_of
 
 SOURCE = "tests.test_scan:Scenes"
 HOSTILE = "<script>alert(1)</script>"
@@ -74,10 +73,7 @@ def config_of(checkpoint, **fields) -> ConfigDict:
 
 
 def run(config, workdir):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sharding, "make_mesh", lambda fsdp: mesh_of(1))
-        folder = jobs.open_workdir(str(workdir), "job.py", config)
-        return job.run(config, folder, command="test")
+    return run_on(1, job.run, config, workdir)
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
 
-from clipdef_jax import jobs, models, sharding
+from clipdef_jax import models
 from clipdef_jax.attacks import manifest, plan
 from clipdef_jax.errors import UserError
 from clipdef_jax.report import survey as report
 from clipdef_jax.scan import job, survey
 from configs import detect, pretrain
+from tests.running import run_on
 from tests.test_encode import CLIP, INIT, WORDS
 from tests.test_scan import SOURCE, Scenes
-from tests.test_step import mesh_of
 
 
 def add_cell(study, attack, seed):
@@ -63,10 +63,8 @@ def config_of(study, **fields) -> ConfigDict:
 
 def run(config, workdir):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sharding, "make_mesh", lambda fsdp: mesh_of(1))
         patched.setattr(jax, "clear_caches", lambda: None)
-        folder = jobs.open_workdir(str(workdir), "job.py", config)
-        return survey.run(config, folder, command="test")
+        return run_on(1, survey.run, config, workdir)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clipdef_jax import augment, losses, sharding
-from clipdef_jax.bench import flops
+from clipdef_jax import augment, flops, losses, sharding
 from clipdef_jax.models.clip import CLIP
 from clipdef_jax.train import optimizer, state, step, views
 from clipdef_jax.types import Loss, Subtext

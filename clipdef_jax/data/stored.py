@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 
 class StoredFile(NamedTuple):
     """A file as it was when it was indexed; size in bytes, time of its last change in ns."""
@@ -81,6 +83,12 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         # The disk may be gone, and that is the error to be seen.
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def save_array(path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes an array as `np.save` does, whole or not at all."""
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.save(file, array)
 
 
 def user_cache(part: str) -> pathlib.Path:

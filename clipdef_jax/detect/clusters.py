@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clipdef_jax.detect.unit import unit_rows
+
 # Suspects compared with each other, the highest scores first: memory grows with their square.
 MOST = 4096
 # Cosine, of what differs from the average picture, above which two pictures are alike.
@@ -76,9 +78,7 @@ def by_image(
     Returns:
       The groups, the largest first.
     """
-    features = image[:MOST].astype(np.float32) - average.astype(np.float32)
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    features /= np.where(norms > 0, norms, 1)
+    features = unit_rows(image[:MOST].astype(np.float32) - average.astype(np.float32))
     similar = features @ features.T >= alike
     np.fill_diagonal(similar, True)
     free = np.ones(len(features), bool)

@@ -267,8 +267,7 @@ def write_shard(
     try:
         for name, array in (("img_emb", image), ("text_emb", text)):
             paths[name].parent.mkdir(parents=True, exist_ok=True)
-            with stored.replacing(paths[name]) as unfinished, unfinished.open("wb") as file:
-                np.save(file, array)
+            stored.save_array(paths[name], array)
         # The last one: where it is, the shard is whole.
         paths["metadata"].parent.mkdir(exist_ok=True)
         with stored.replacing(paths["metadata"]) as unfinished:

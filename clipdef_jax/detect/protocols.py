@@ -23,6 +23,7 @@ from clipdef_jax.detect.scores import (
     density_of,
     isolation_forest,
 )
+from clipdef_jax.detect.unit import unit_rows
 from clipdef_jax.errors import UserError
 
 Reference = Literal["batch", "subsample", "full"]
@@ -285,7 +286,4 @@ class _Points:
             raise UserError(
                 f"{self._names[part]} embedding {bad} is not finite; leave out pairs such as this"
             )
-        if not self._normalise:
-            return values
-        norms = np.linalg.norm(values, axis=1, keepdims=True)
-        return values / np.where(norms > 0, norms, 1)
+        return unit_rows(values) if self._normalise else values

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from clipdef_jax.detect.unit import unit_rows
+
 
 def pair_losses(
     image: Any, text: Any, log_scale: float, *, batch: int, seed: int = 0
@@ -30,7 +32,7 @@ def pair_losses(
       classifier's loss. This form for pairs is a reconstruction: the paper on detectors in CLIP
       gives none.
     """
-    image, text = (_unit(np.asarray(x, np.float32)) for x in (image, text))
+    image, text = (unit_rows(np.asarray(x, np.float32)) for x in (image, text))
     losses = np.empty(len(image), np.float32)
     order = np.random.default_rng(seed).permutation(len(image))
     batch = min(batch, len(image))
@@ -42,8 +44,3 @@ def pair_losses(
         new = len(order[start : start + batch])
         losses[rows[:new]] = (rival / 2 - own)[:new]
     return losses
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1)

@@ -71,6 +71,28 @@ def nearest(
     return _on_devices(search, buffer_RxD, queries_BxD)
 
 
+def look_up(
+    buffer_RxD: jax.Array, queries_BxD: jax.Array, rows_B: jax.Array, *, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Finds the nearest row to each query, and says where to write once that is done.
+
+    Args:
+      buffer_RxD: float32.
+      queries_BxD: any float dtype.
+      rows_B: int32, where a batch is to be written to.
+      size: P, rows of the ring.
+
+    Returns:
+      The nearest rows, (B, D) float32, and `rows_B` for `write`: `NOWHERE` for a query that is not
+      a number, and otherwise as they were, but known only after the look-up.
+
+    Raises:
+      UserError: the devices of the mesh cannot share the batch.
+    """
+    found_B, nearest_BxD = nearest(buffer_RxD, queries_BxD, size=size)
+    return nearest_BxD, jnp.where(found_B == NOWHERE, NOWHERE, rows_B)
+
+
 def next_rows(pointer: jax.Array, count: int, *, size: int) -> jax.Array:
     """Returns the rows that a batch of `count` is to be written to, (count,) int32.
 

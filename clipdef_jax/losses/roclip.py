@@ -116,8 +116,7 @@ class RoClip:
             """Returns what each query is to be near to, and the pool after this batch."""
 
             def look_up(queries_BxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-                found_B, nearest_BxD = ring.nearest(pool_RxD, queries_BxD, size=self.pool_size)
-                return nearest_BxD, jnp.where(found_B == ring.NOWHERE, ring.NOWHERE, rows_B)
+                return ring.look_up(pool_RxD, queries_BxD, rows_B, size=self.pool_size)
 
             def skip(queries_BxD: jax.Array) -> tuple[jax.Array, jax.Array]:
                 return jnp.zeros_like(queries_BxD, pool_RxD.dtype), rows_B

@@ -147,8 +147,7 @@ class SafeClip:
         def unimodal(pool_RxD: jax.Array, own_BxD: jax.Array, aug_BxD: jax.Array) -> Any:
             """Returns the loss of the risky rows, and the pool after this batch."""
             own_BxD = lax.stop_gradient(own_BxD)
-            found_B, nearest_BxD = ring.nearest(pool_RxD, own_BxD, size=self.pool_size)
-            free_B = jnp.where(found_B == ring.NOWHERE, ring.NOWHERE, rows_B)
+            nearest_BxD, free_B = ring.look_up(pool_RxD, own_BxD, rows_B, size=self.pool_size)
             term = symmetric_info_nce(aug_BxD, nearest_BxD, log_scale, ~safe_B)
             return term, ring.write(pool_RxD, free_B, own_BxD)
 

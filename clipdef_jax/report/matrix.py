@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from clipdef_jax.report import figures
+from clipdef_jax.report import figures, over_seeds
 from clipdef_jax.report.content import measured
 from clipdef_jax.report.verdict import MAX_ASR
 
@@ -46,9 +45,8 @@ def aggregate(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for name in _FIGURES:
             each = [value for row in group if (value := measured(row, name)) is not None]
             if each:
-                line[f"{name}_mean"] = statistics.fmean(each)
-                line[f"{name}_sd"] = statistics.stdev(each) if len(each) > 1 else 0.0
-                line[f"{name}_each"] = each
+                parts = over_seeds.spread(each)
+                line |= {f"{name}_{part}": value for part, value in parts.items()}
         table.append(line)
     return sorted(table, key=lambda line: list(groups).index((line["attack"], line["defence"])))
 
@@ -66,9 +64,7 @@ def terminal(table: Sequence[Mapping[str, Any]]) -> Table:
 
 def markdown(table: Sequence[Mapping[str, Any]]) -> str:
     """Returns the table in Markdown."""
-    heading, *lines = _cells(table)
-    rule = ["---" if name in ("attack", "defence") else "---:" for name in heading]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *lines))
+    return over_seeds.markdown(_cells(table))
 
 
 def figure(table: Sequence[Mapping[str, Any]]) -> bytes:
@@ -172,9 +168,7 @@ def _cells(table: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             mean, spread = line.get(f"{name}_mean"), line.get(f"{name}_sd")
             if mean is None or spread is None:
                 shown.append("-")
-            elif len(line["seeds"]) == 1:
-                shown.append(f"{100 * mean:.1f}")
             else:
-                shown.append(f"{100 * mean:.1f} ± {100 * spread:.1f}")
+                shown.append(over_seeds.percent(mean, spread, len(line["seeds"])))
         cells.append(shown)
     return cells

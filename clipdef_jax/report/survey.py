@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from clipdef_jax.report import figures
+from clipdef_jax.report import figures, over_seeds
 
 # Figures of the detector that flags.
 _OF_FLAGS = {
@@ -51,12 +51,16 @@ def aggregate(rows: Sequence[Mapping[str, Any]], flagged_by: str) -> list[dict[s
                 "success": statistics.fmean(success) if success else None,
                 "flagged_by": flagged_by,
                 "auroc": {
-                    method: _spread(
+                    method: over_seeds.spread(
                         row["quality"][method]["auroc"] for row in group if method in row["quality"]
                     )
                     for method in methods
                 },
-                **{name: _spread(found[name] for found in flags) for name in _OF_FLAGS if flags},
+                **{
+                    name: over_seeds.spread(found[name] for found in flags)
+                    for name in _OF_FLAGS
+                    if flags
+                },
             }
         )
     return table
@@ -83,9 +87,7 @@ def terminal(table: Sequence[Mapping[str, Any]]) -> Group:
 
 def markdown(table: Sequence[Mapping[str, Any]]) -> str:
     """Returns the table in Markdown."""
-    heading, *lines = _cells(table, with_sd=True)
-    rule = ["---" if name == "attack" else "---:" for name in heading]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *lines))
+    return over_seeds.markdown(_cells(table, with_sd=True))
 
 
 def figure(table: Sequence[Mapping[str, Any]]) -> bytes:
@@ -120,12 +122,6 @@ def figure(table: Sequence[Mapping[str, Any]]) -> bytes:
     return figures.png(sheet)
 
 
-def _spread(values: Any) -> dict[str, Any]:
-    each = list(values)
-    sd = statistics.stdev(each) if len(each) > 1 else 0.0
-    return {"mean": statistics.fmean(each), "sd": sd, "each": each}
-
-
 def _methods(table: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(method for line in table for method in line["auroc"]))
 
@@ -134,8 +130,8 @@ def _cells(table: Sequence[Mapping[str, Any]], with_sd: bool) -> list[list[str]]
     def shown(spread: Mapping[str, Any] | None) -> str:
         if spread is None:
             return "-"
-        sd = f" ± {100 * spread['sd']:.1f}" if with_sd and len(spread["each"]) > 1 else ""
-        return f"{100 * spread['mean']:.1f}{sd}"
+        seeds = len(spread["each"]) if with_sd else 1
+        return over_seeds.percent(spread["mean"], spread["sd"], seeds)
 
     methods = _methods(table)
     flagging = table[0]["flagged_by"]

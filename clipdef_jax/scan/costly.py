@@ -63,10 +63,11 @@ def distil(job: Run, scanned: Known, pictures: int) -> dict[str, Any]:
         pixels, is_poisoned = [], []
         for index in np.concatenate([hit, clean]).tolist():
             try:
-                picture = decode.decode(source[index].image)
-            except (BadRecord, decode.DecodeError):
+                pair = decode.prepare_pair(source[index], clip.config.image_size)
+            except BadRecord as bad:
+                job.unreadable.add(bad.uid, bad.reason)
                 continue
-            pixels.append(decode.prepare(picture, clip.config.image_size))
+            pixels.append(pair.image)
             is_poisoned.append(index in hit)
         scores = detect.score(
             np.stack(pixels, dtype=np.float32) / 255,

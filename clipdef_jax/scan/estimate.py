@@ -13,8 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from clipdef_jax import data, detect, sharding
-from clipdef_jax.bench import flops
+from clipdef_jax import data, detect, flops, sharding
 from clipdef_jax.data.loader import Loader
 from clipdef_jax.detect.embeddings import Embeddings
 from clipdef_jax.detect.encode import encode, features

@@ -210,8 +210,7 @@ def _score(
                     **settings,
                 )
         for method, values in scores.items():
-            with stored.replacing(folder / f"{method}.npy") as path, path.open("wb") as file:
-                np.save(file, values)
+            stored.save_array(folder / f"{method}.npy", values)
         said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         return {
             "embeddings": digest,

@@ -141,8 +141,7 @@ def _at_random(keep: pathlib.Path, seed: int) -> pathlib.Path:
     pairs = np.concatenate([kept, dropped])
     drawn = np.random.default_rng(seed).choice(len(pairs), len(kept), replace=False)
     path = keep.with_name("random.npy")
-    with stored.replacing(path) as unfinished, unfinished.open("wb") as file:
-        np.save(file, np.sort(pairs[drawn]))
+    stored.save_array(path, np.sort(pairs[drawn]))
     return path
 
 
