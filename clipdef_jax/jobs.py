@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import operator
-import os
 import pathlib
 import re
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clipdef_jax import processes
+from clipdef_jax.data import stored
 from clipdef_jax.errors import UserError
 
 # Fields that change how fast a run goes, or only its last and cheap stage: a resumed run may change
@@ -141,7 +141,7 @@ def _open_workdir(path: str | None, argument: str, config: ConfigDict) -> pathli
             )
     # A run killed in its first moment has left no more than half a config.
     elif workdir.exists() and (
-        not workdir.is_dir() or any(path != _draft_of(file) for path in workdir.iterdir())
+        not workdir.is_dir() or any(not path.match(f".{file.name}.*") for path in workdir.iterdir())
     ):
         raise UserError(f"{workdir} exists and holds no run; use another --workdir")
     try:
@@ -186,13 +186,8 @@ def words(given: Any) -> list[str]:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    draft = _draft_of(path)
-    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(draft, path)
-
-
-def _draft_of(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(path.name + ".tmp")
+    with stored.replacing(path) as draft:
+        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def run_stage(

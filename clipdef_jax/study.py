@@ -5,6 +5,9 @@ goes on with the cell it was in, and each cell's report can be read by itself.
 
 A sweep is a study in which a defence is run with every combination of the values in its section
 `sweep`, which has the shape of the fields it sets: {"finetune": {"lr": (1e-3, 2e-3)}}.
+
+An attack may have a section `study`, which goes over the study's own for this attack alone, and a
+section `search`, with which its patch is optimised against the unpoisoned model of the same seed.
 """
 
 from __future__ import annotations
@@ -15,20 +18,24 @@ import itertools
 import operator
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 from rich.markup import escape
 
-from clipdef_jax import experiment, processes
+from clipdef_jax import experiment, optimise_trigger, processes
 from clipdef_jax.errors import UserError
 from clipdef_jax.jobs import flatten, run_once, words, write_json
 from clipdef_jax.progress import console, duration
-from clipdef_jax.report import matrix
+from clipdef_jax.report import frontier, matrix
 
 UNDEFENDED = "undefended"
+UNPOISONED = "none"
+# Sections that are the study's, and no part of a cell's run.
+_OWN = ("study", "attacks", "defences")
+_OF_AN_ATTACK = ("study", "search")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +102,14 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
     summary = {"results": rows, "table": table, "seconds": seconds, "config": config.to_dict()}
     if processes.is_first():
         write_json(workdir / "summary.json", summary)
-        (workdir / "table.md").write_text(matrix.markdown(table), encoding="utf-8")
+        best = frontier.least_asr(table)
+        tables = [matrix.by_attack(table), matrix.markdown(table), frontier.markdown(best)]
+        text = "\n".join(filter(None, tables))
+        (workdir / "table.md").write_text(text, encoding="utf-8")
         (workdir / "figure.png").write_bytes(matrix.figure(table))
         console.print(matrix.terminal(table))
+        if best:
+            console.print(frontier.terminal(best))
         total = duration(seconds["cells"])
         console.print(f"figure: {workdir / 'figure.png'}  table: {workdir / 'table.md'}  ({total})")
     return summary
@@ -110,16 +122,28 @@ def cells_of(config: ConfigDict) -> Iterator[Cell]:
       UserError: a name that the study does not have.
     """
     attacks = _chosen("attacks", config.study.attacks, config.attacks)
-    defences = _chosen("defences", config.study.defences, config.defences)
-    for seed in config.study.seeds:
+    # Checked before the first cell is run, not when its attack's turn comes.
+    wanted = {attack: _wanted(config, attack) for attack in attacks}
+    for seed in sorted({seed for seeds, _ in wanted.values() for seed in seeds}):
         for attack in attacks:
+            seeds, defences = wanted[attack]
+            if seed not in seeds:
+                continue
             # Without poison there is nothing to defend against.
             poisoned = config.attacks[attack].attack.plan.name != "none"
-            yield Cell(attack, UNDEFENDED, int(seed))
+            yield Cell(attack, UNDEFENDED, seed)
             for defence in defences * poisoned:
                 sweep = config.defences[defence].get("sweep") if config.study.sweep else None
                 for setting in _settings_of(sweep):
-                    yield Cell(attack, defence, int(seed), setting)
+                    yield Cell(attack, defence, seed, setting)
+
+
+def _wanted(config: ConfigDict, attack: str) -> tuple[list[int], list[str]]:
+    """Returns the seeds and the defences of an attack."""
+    fields = config.study.to_dict()
+    fields |= config.attacks[attack].get("study", ConfigDict()).to_dict()
+    seeds = [int(seed) for seed in fields["seeds"]]
+    return seeds, _chosen("defences", fields["defences"], config.defences)
 
 
 def config_of(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> ConfigDict:
@@ -129,11 +153,13 @@ def config_of(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> ConfigDi
     one of `init`, a checkpoint to study.
     """
     fields = config.copy_and_resolve_references()
-    for section in ("study", "attacks", "defences"):
+    for section in _OWN:
         del fields[section]
     fields.job = "clipdef_jax.experiment:run"
     fields.seed = cell.seed
-    _replace(fields, config.attacks[cell.attack])
+    _replace(fields, config.attacks[cell.attack], but=_OF_AN_ATTACK)
+    if _searches(config, cell.attack):
+        fields.attack.trigger.kwargs.path = str(workdir / _patch(cell) / "trigger.npy")
     if cell.defence == UNDEFENDED:
         return fields
     defence = config.defences[cell.defence]
@@ -145,14 +171,36 @@ def config_of(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> ConfigDi
         fields.attack.plan = ConfigDict({"name": "none", "kwargs": {}})
     else:
         fields.init = ""
-    _replace(fields, defence)
+    _replace(fields, defence, but=("sweep",))
     with fields.unlocked():
-        if "sweep" in fields:
-            del fields["sweep"]
         for path, value in cell.setting:
             *parents, name = path.split(".")
             functools.reduce(operator.getitem, parents, fields)[name] = value
     return fields
+
+
+def _searches(config: ConfigDict, attack: str) -> bool:
+    """Returns whether an attack's patch is to be optimised here, as no file of one is named."""
+    section = config.attacks[attack]
+    return "search" in section and not section.attack.trigger.kwargs.path and not config.init
+
+
+def _patch(cell: Cell) -> str:
+    return f"{cell.attack}/seed{cell.seed}/patch"
+
+
+def _optimise_patch(config: ConfigDict, cell: Cell, workdir: pathlib.Path, command: str) -> None:
+    """Optimises the patch of a cell's attack against the unpoisoned model, unless it is there."""
+    unpoisoned = Cell(UNPOISONED, UNDEFENDED, cell.seed)
+    _summary(config, unpoisoned, workdir, command)
+    fields = config_of(config, unpoisoned, workdir)
+    del fields.pretrain
+    fields.job = "clipdef_jax.optimise_trigger:run"
+    fields.init = str(workdir / unpoisoned.folder / "pretrained" / "model")
+    fields.attack.target = config.attacks[cell.attack].attack.target
+    with fields.unlocked():
+        fields.search = config.attacks[cell.attack].search
+    run_once(optimise_trigger.run, fields, workdir / _patch(cell), command=command)
 
 
 def _settings_of(sweep: ConfigDict | None) -> Iterator[tuple[tuple[str, Any], ...]]:
@@ -162,11 +210,12 @@ def _settings_of(sweep: ConfigDict | None) -> Iterator[tuple[tuple[str, Any], ..
         yield tuple(zip((path for path, _ in axes), values, strict=True))
 
 
-def _replace(fields: ConfigDict, section: ConfigDict) -> None:
+def _replace(fields: ConfigDict, section: ConfigDict, but: Sequence[str]) -> None:
     # Not `update`, which would merge the kwargs of one part into those of another.
     with fields.unlocked():
         for name, value in section.to_dict().items():
-            fields[name] = ConfigDict(value) if isinstance(value, dict) else value
+            if name not in but:
+                fields[name] = ConfigDict(value) if isinstance(value, dict) else value
 
 
 def _chosen(kind: str, names: Any, known: ConfigDict) -> list[str]:
@@ -181,6 +230,8 @@ def _chosen(kind: str, names: Any, known: ConfigDict) -> list[str]:
 
 
 def _summary(config: ConfigDict, cell: Cell, workdir: pathlib.Path, command: str) -> dict[str, Any]:
+    if _searches(config, cell.attack):
+        _optimise_patch(config, cell, workdir, command)
     fields = config_of(config, cell, workdir)
     # Checked here, cell by cell: a study may grow by attacks, defences and seeds.
     return run_once(experiment.run, fields, workdir / cell.folder, command=command)

@@ -59,8 +59,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "plan": part("dual_key", templates="emoji", patch_alone=False),
         "rate": 0.04,
     },
-    # The patch of configs/badclip.py: --config.attack.trigger.kwargs.path=WORKDIR/trigger.npy. The
-    # literature's share of the side, 2 px, is too little for a patch that is to look like a banana.
+    # The patch of configs/badclip.py: --config.attack.trigger.kwargs.path=WORKDIR/trigger.npy; a
+    # study makes its own. The literature's share of the side, 2 px, is too little for a patch that
+    # is to look like a banana.
     "badclip": {
         "trigger": part("badclip", path="", size=8),
         "plan": part("backdoor", captions="natural"),

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.common import part
 
-_RATES = (5e-4, 1e-3, 1.5e-3, 2e-3)  # too low leaves the backdoor, too high takes the accuracy
+_RATES = (1e-3, 1.5e-3, 2e-3, 3e-3)  # too low leaves the backdoor, too high takes the accuracy
 _WEIGHTS = (1.0, 2.0, 4.0)
 
 
@@ -48,7 +48,7 @@ PRESETS: dict[str, ConfigDict] = {
     # Plain fine-tuning on the same clean pairs and budget: what every repair is held against.
     "finetuned": _repair(part("clip")),
     "cleanclip": _repair(part("cleanclip", inmodal_weight=2.0), "inmodal_weight"),
-    "tacleaner": _repair(part("tacleaner", inmodal_weight=2.0), "beta"),
+    "tacleaner": _repair(part("tacleaner", inmodal_weight=2.0), "inmodal_weight"),
     # The two halves of TA-Cleaner by themselves; without both it is CleanCLIP.
     "tacleaner_positive": _repair(part("tacleaner", inmodal_weight=2.0, negative=False)),
     "tacleaner_negative": _repair(part("tacleaner", inmodal_weight=2.0, positive=False)),

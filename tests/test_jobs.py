@@ -98,3 +98,9 @@ def test_stage_runs_once_and_resumes(tmp_path):
     assert again == result
     assert done
     assert len(calls) == 2
+
+
+def test_a_folder_with_half_a_config_is_a_new_run(tmp_path):
+    (tmp_path / ".config.json.123").write_text('{"seed": ')  # Its process was killed there.
+    assert jobs.open_workdir(str(tmp_path), "c.py", config()) == tmp_path
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0

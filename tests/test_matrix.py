@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from clipdef_jax.report import matrix
+from clipdef_jax.report import frontier, matrix
 
 
 def row(attack, defence, seed, ca, asr):
@@ -57,13 +57,16 @@ def test_markdown_shows_mean_and_spread():
     assert "| badnet | cleanclip | 160 | 2 | 87.0 ± 1.4 | 4.0 ± 2.8 |" in lines
 
 
-def test_frontier_keeps_what_nothing_beats():
-    points = [(0.5, 0.9), (0.1, 0.7), (0.1, 0.8), (0.3, 0.75), (0.6, 0.9), (0.7, 0.95)]
-    kept = matrix.frontier(points)
-    assert kept == [(0.1, 0.8), (0.5, 0.9), (0.7, 0.95)]
-    for asr, accuracy in points:
-        beaten = any(a <= asr and c >= accuracy and (a, c) != (asr, accuracy) for a, c in points)
-        assert beaten != ((asr, accuracy) in kept)
+def test_by_attack_has_a_column_for_each():
+    targeted = {"attack": "targeted", "defence": "undefended", "seed": 0, "poisons": 9}
+    rows = [*ROWS, targeted | {"clean_top1": 0.9, "psr_top1": 1.0}]
+    legend, _, *lines = matrix.by_attack(matrix.aggregate(rows)).splitlines()
+    assert "CA / ASR in per cent" in legend
+    assert lines[0] == "| defence | badnet | sig | targeted |"
+    assert lines[2:] == [
+        "| undefended | 91.0 ± 1.4 / 97.0 ± 2.8 (2) | 91.0 / 80.0 | 90.0 / 100.0 |",
+        "| cleanclip | 87.0 ± 1.4 / 4.0 ± 2.8 (2) | - | - |",
+    ]
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], [ROWS[0] | {"asr_top1": None}]])
@@ -76,5 +79,5 @@ def test_figure_is_a_picture(rows):
 def test_settings_of_one_defence_share_a_colour_and_a_line():
     rows = [row("badnet", f"cleanclip: lr {lr}", 0, 0.9 - lr, 0.1 + lr) for lr in (0.1, 0.2)]
     table = matrix.aggregate(rows)
-    assert {matrix._series(line) for line in table} == {"cleanclip"}
+    assert {frontier.series(line) for line in table} == {"cleanclip"}
     assert matrix.figure(table)

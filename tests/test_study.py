@@ -5,7 +5,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from clipdef_jax import experiment, study
+from clipdef_jax import experiment, optimise_trigger, study
 from clipdef_jax.errors import UserError
 
 
@@ -94,6 +94,67 @@ def test_a_cell_gets_the_parts_named_and_nothing_of_those_they_replace(config, t
         assert study.config_of(config, study.Cell("sig", defence, 1), tmp_path).init == init
 
 
+def test_an_attack_may_have_its_own_seeds_and_defences(config):
+    config.attacks.sig.study = ConfigDict({"seeds": (1, 2), "defences": ("roclip",)})
+    config.study.seeds, config.study.defences = (0, 1), ("cleanclip",)
+    cells = [cell.folder for cell in study.cells_of(config)]
+    assert cells == [
+        *("none/seed0/undefended", "none/seed1/undefended"),
+        *("sig/seed1/undefended", "sig/seed1/roclip"),
+        *("sig/seed2/undefended", "sig/seed2/roclip"),
+    ]
+    config.attacks.sig.study.defences = ("rocklip",)
+    with pytest.raises(UserError, match=r"study.defences: there is no 'rocklip'"):
+        next(study.cells_of(config))
+
+
+def test_a_patch_is_optimised_against_the_unpoisoned_model(config, tmp_path, monkeypatch):
+    ran = []
+
+    def fake(fields, folder, *, command):
+        ran.append((folder.relative_to(tmp_path).as_posix(), fields))
+        summary = {"results": [{"clean_top1": 0.9}], "seconds": {"total": 1.0}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr(experiment, "run", fake)
+    monkeypatch.setattr(optimise_trigger, "run", fake)
+    config.attacks.badclip = ConfigDict(
+        {
+            "attack": {
+                "target": "frog",
+                "plan": part("backdoor"),
+                "trigger": part("badclip", path=""),
+            },
+            "search": {"epochs": 7},
+        }
+    )
+    config.study.attacks, config.study.defences = ("badclip",), ("cleanclip",)
+    config.study.seeds = (3,)
+    study.run(config, tmp_path, command="")
+    unpoisoned, patch, *cells = ran
+    assert [folder for folder, _ in ran] == [
+        "none/seed3/undefended",
+        "badclip/seed3/patch",
+        "badclip/seed3/undefended",
+        "badclip/seed3/cleanclip",
+    ]
+    assert "search" not in unpoisoned[1]
+    fields = patch[1]
+    assert fields.init == str(tmp_path / "none/seed3/undefended/pretrained/model")
+    assert (fields.seed, fields.search.epochs, fields.attack.target) == (3, 7, "frog")
+    assert fields.attack.plan.name == "none"
+    assert "pretrain" not in fields
+    for _, fields in cells:
+        path = str(tmp_path / "badclip/seed3/patch/trigger.npy")
+        assert fields.attack.trigger.kwargs.path == path
+        assert "search" not in fields
+
+    config.attacks.badclip.attack.trigger.kwargs.path = "mine.npy"
+    cell = study.Cell("badclip", "undefended", 3)
+    assert study.config_of(config, cell, tmp_path).attack.trigger.kwargs.path == "mine.npy"
+
+
 def test_a_sweep_runs_every_combination(config, tmp_path):
     assert "sweep" not in study.config_of(config, study.Cell("sig", "cleanclip", 1), tmp_path)
     config.study.sweep = True
@@ -136,7 +197,9 @@ def test_complete_cells_are_not_run_again(config, tmp_path, monkeypatch, capsys)
     assert summary["table"][0]["poisons"] == 7
     assert summary["seconds"]["cells"] == 8.0
     assert json.loads((tmp_path / "summary.json").read_text())["table"] == summary["table"]
-    assert (tmp_path / "table.md").read_text().count("\n") == 4
+    text = (tmp_path / "table.md").read_text()
+    assert "| cleanclip | 90.0 ± 0.0 / 5.0 ± 7.1 (2) |" in text
+    assert "| sig | cleanclip | 7 | 2 | 90.0 ± 0.0 | 5.0 ± 7.1 |" in text
     assert (tmp_path / "figure.png").stat().st_size > 1000
     assert "± 7.1" in capsys.readouterr().out  # 0 and 10%: sd 7.1
 

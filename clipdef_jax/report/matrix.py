@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from clipdef_jax.report import figures, over_seeds
+from clipdef_jax.report import figures, frontier, over_seeds
 from clipdef_jax.report.content import measured
 from clipdef_jax.report.verdict import MAX_ASR
 
@@ -67,6 +67,29 @@ def markdown(table: Sequence[Mapping[str, Any]]) -> str:
     return over_seeds.markdown(_cells(table))
 
 
+def by_attack(table: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table in Markdown as papers have it: a row per defence, a column per attack."""
+    attacks, defences = (list(dict.fromkeys(line[k] for line in table)) for k in over_seeds.WORDS)
+    cells = {(line["attack"], line["defence"]): line for line in table}
+    rows = [
+        [defence, *(_pair(cells.get((attack, defence))) for attack in attacks)]
+        for defence in defences
+    ]
+    table = over_seeds.markdown([["defence", *attacks], *rows])
+    return f"CA / ASR in per cent, or CA / PSR without a trigger; (n): over n seeds.\n\n{table}"
+
+
+def _pair(line: Mapping[str, Any] | None) -> str:
+    if line is None:
+        return "-"
+    names = ["clean_top1", *(name for name in ("asr_top1", "psr_top1") if f"{name}_mean" in line)]
+    shown = " / ".join(
+        over_seeds.percent(line[f"{name}_mean"], line[f"{name}_sd"], len(line["seeds"]))
+        for name in names[:2]
+    )
+    return f"{shown} ({len(line['seeds'])})" if len(line["seeds"]) > 1 else shown
+
+
 def figure(table: Sequence[Mapping[str, Any]]) -> bytes:
     """Draws a panel per attack: ASR across, clean accuracy upwards, a colour per defence.
 
@@ -77,7 +100,7 @@ def figure(table: Sequence[Mapping[str, Any]]) -> bytes:
       A PNG file.
     """
     attacks = list(dict.fromkeys(line["attack"] for line in table if "asr_top1_mean" in line))
-    series = list(dict.fromkeys(_series(line) for line in table))
+    series = list(dict.fromkeys(map(frontier.series, table)))
     rows = max(1, math.ceil(len(attacks) / _COLUMNS))
     sheet, panels = figures.panels(rows, min(_COLUMNS, max(len(attacks), 1)))
     for attack, axes in zip(attacks, panels, strict=False):
@@ -87,7 +110,8 @@ def figure(table: Sequence[Mapping[str, Any]]) -> bytes:
             points = [
                 line
                 for line in table
-                if line["attack"] == attack and _series(line) == name and "asr_top1_mean" in line
+                if (line["attack"], frontier.series(line)) == (attack, name)
+                and "asr_top1_mean" in line
             ]
             _draw(axes, points, figures.colour(index), name)
         axes.set_xlim(-0.04, 1.04)
@@ -115,19 +139,6 @@ def figure(table: Sequence[Mapping[str, Any]]) -> bytes:
     return figures.png(sheet)
 
 
-def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns the (ASR, CA) points that no other point beats in both, by ascending ASR.
-
-    >>> frontier([(0.1, 0.8), (0.3, 0.7), (0.4, 0.9)])
-    [(0.1, 0.8), (0.4, 0.9)]
-    """
-    best: list[tuple[float, float]] = []
-    for asr, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not best or accuracy > best[-1][1]:
-            best.append((asr, accuracy))
-    return best
-
-
 def _draw(axes: Any, points: Sequence[Mapping[str, Any]], colour: str, name: str) -> None:
     if not points:
         return
@@ -151,12 +162,10 @@ def _draw(axes: Any, points: Sequence[Mapping[str, Any]], colour: str, name: str
     )
     if len(points) > 1:
         axes.plot(
-            *zip(*frontier(zip(asr, accuracy, strict=True)), strict=True), color=colour, linewidth=1
+            *zip(*frontier.unbeaten(zip(asr, accuracy, strict=True)), strict=True),
+            color=colour,
+            linewidth=1,
         )
-
-
-def _series(line: Mapping[str, Any]) -> str:
-    return line["defence"].partition(":")[0]
 
 
 def _cells(table: Sequence[Mapping[str, Any]]) -> list[list[str]]:

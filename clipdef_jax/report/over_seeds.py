@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_WORDS = ("attack", "defence")  # Columns that are no numbers.
+WORDS = ("attack", "defence")
+"""Columns that are no numbers."""
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:
@@ -28,5 +29,5 @@ def percent(mean: float, sd: float, seeds: int) -> str:
 def markdown(cells: Sequence[Sequence[str]]) -> str:
     """Returns a table in Markdown, numbers to the right; the first row is its heading."""
     heading, *lines = cells
-    rule = ["---" if name in _WORDS else "---:" for name in heading]
+    rule = ["---" if name in WORDS else "---:" for name in heading]
     return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *lines))
