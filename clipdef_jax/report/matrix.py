@@ -75,8 +75,8 @@ def by_attack(table: Sequence[Mapping[str, Any]]) -> str:
         [defence, *(_pair(cells.get((attack, defence))) for attack in attacks)]
         for defence in defences
     ]
-    table = over_seeds.markdown([["defence", *attacks], *rows])
-    return f"CA / ASR in per cent, or CA / PSR without a trigger; (n): over n seeds.\n\n{table}"
+    legend = "CA / ASR in per cent, or CA / PSR without a trigger; (n): over n seeds."
+    return f"{legend}\n\n{over_seeds.markdown([['defence', *attacks], *rows])}"
 
 
 def _pair(line: Mapping[str, Any] | None) -> str:
