@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding
 
-from clipdef_jax import losses, models, sharding
+from clipdef_jax import flops, losses, models, sharding
 from clipdef_jax.errors import UserError
 from clipdef_jax.losses import ring
 from clipdef_jax.losses.contrastive import symmetric_info_nce
@@ -216,21 +215,6 @@ def test_a_run_is_the_same_on_any_mesh_and_resumes_on_another(tmp_path):
     assert len(restored.loss_state.pool.sharding.device_set) == 8
 
 
-def matmul_flops(jaxpr):
-    """Returns the floating-point operations of all matrix products that a program may run."""
-    total = 0
-    for equation in jaxpr.eqns:
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left, _ = (variable.aval.shape for variable in equation.invars)
-            summed = np.prod([left[axis] for axis in contracted])
-            total += 2 * summed * np.prod(equation.outvars[0].aval.shape)
-        for inner in jaxprs_in_params(equation.params):
-            total += times * matmul_flops(inner)
-    return total
-
-
 def step_flops(loss, batch):
     clip = models.get("ViT-B/32")
     tx = optimizer.make_optimizer(lambda _: 1e-3, weight_decay=0.1)
@@ -251,7 +235,7 @@ def step_flops(loss, batch):
         "text": jax.ShapeDtypeStruct((batch, 77), np.int32),
     }
     train_step = step.make_step(clip, loss, tx, invert, steps_per_epoch=100)
-    return matmul_flops(jax.make_jaxpr(train_step)(jax.eval_shape(fresh), views).jaxpr)
+    return flops.count(train_step, jax.eval_shape(fresh), views)
 
 
 def test_the_pool_costs_less_than_a_tenth_of_a_step():

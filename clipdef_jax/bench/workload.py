@@ -26,12 +26,19 @@ class Workload:
       batch: pairs a step.
       mesh: the devices.
       augmentation: the image view, of losses that want one.
+      **kwargs: arguments of the loss.
     """
 
     def __init__(
-        self, clip: CLIP, loss: str, batch: int, mesh: Mesh, augmentation: str = "autoaugment"
+        self,
+        clip: CLIP,
+        loss: str,
+        batch: int,
+        mesh: Mesh,
+        augmentation: str = "autoaugment",
+        **kwargs: Any,
     ):
-        self.clip, self.loss, self.rows = clip, losses.get(loss), batch
+        self.clip, self.loss, self.rows = clip, losses.get(loss, **kwargs), batch
         tx = optimizer.make_optimizer(lambda count: jnp.asarray(1e-5), weight_decay=0.1)
         params = jax.jit(clip.init)(jax.random.key(0))
         self._state = state.create(clip, self.loss, tx, 0, mesh, params=params, classes=_CLASSES)
@@ -110,3 +117,36 @@ def model_flops(clip: CLIP, loss: Loss, rows: int) -> int:
         "logits": 0 if "image" in loss.views else 3 * image,
     }
     return round(rows * sum(cost.get(view, 0) for view in loss.views))
+
+
+def loss_flops(clip: CLIP, loss: Loss, rows: int) -> int:
+    """Counts what a loss itself costs, its gradients too, on one device and outside any mesh.
+
+    Args:
+      clip: the model whose embeddings it gets.
+      loss: to be counted in the first of its epochs.
+      rows: pairs a step.
+    """
+    dim, subtext = clip.config.embed_dim, getattr(loss, "subtext", Subtext())
+    shapes = {
+        "text_neg": ((rows, subtext.negatives, dim), jnp.float32),
+        "logits": ((rows, _CLASSES), jnp.float32),
+        "has_subtext": ((rows,), bool),
+        "is_flagged": ((rows,), bool),
+        "label": ((rows,), jnp.int32),
+    }
+    embeddings = {
+        view: jax.ShapeDtypeStruct(*shapes.get(view, ((rows, dim), jnp.float32)))
+        for view in loss.views
+    }
+    smooth = {view for view, x in embeddings.items() if x.dtype == jnp.float32}
+    rest = {view: x for view, x in embeddings.items() if view not in smooth}
+
+    def gradients(state: Any, embeddings: Any, rest: Any) -> Any:
+        def value(embeddings: Any) -> jax.Array:
+            return loss(embeddings | rest, state, log_scale=2.6, epoch=1).value
+
+        return jax.grad(value)(embeddings)
+
+    state = jax.eval_shape(lambda rng: loss.init_state(rng, dim), jax.random.key(0))
+    return flops.count(gradients, state, {view: embeddings[view] for view in smooth}, rest)
