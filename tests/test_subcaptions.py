@@ -1,5 +1,8 @@
 """Sub-captions: rows looked at by eye, and what must hold of all of them."""
 
+import csv
+import hashlib
+import pathlib
 import subprocess
 import sys
 
@@ -8,6 +11,8 @@ import pytest
 
 from clipdef_jax import data
 from clipdef_jax.data import phrases, subcaptions
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 # Captions with the true part that a reader would take; see the false ones below.
 POSITIVES = {
@@ -48,7 +53,7 @@ def test_positives(caption):
         assert "no dog" in caption  # What follows a denial may be true or not.
 
 
-GOLDEN = {
+DRAWN = {
     "A small brown dog runs across the green grass.": {
         *("A big dog runs across the grass.", "A huge dog runs across the grass."),
     },
@@ -61,10 +66,10 @@ GOLDEN = {
 
 def test_negatives_of_chosen_captions():
     drawn = {text for seed in range(99) for text in make("a banana", seed).negatives}
-    assert drawn == GOLDEN["a banana"]
+    assert drawn == DRAWN["a banana"]
     caption = "A small brown dog runs across the green grass."
     drawn = {text for seed in range(400) for text in make(caption, seed).negatives}
-    assert GOLDEN[caption] < drawn
+    assert DRAWN[caption] < drawn
     assert "A dog jumps across the grass." in drawn
     assert "A dog runs across the purple grass." in drawn
     assert not any("brown dog" in text for text in drawn)
@@ -134,3 +139,36 @@ def test_workers_need_no_jax():
     code = "import sys; from clipdef_jax.data import subcaptions; print('jax' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert output.stdout.strip() == b"False"
+
+
+def judged(name):
+    lines = (GOLDEN / f"subcaptions_{name}.tsv").read_text(encoding="utf-8").splitlines()
+    rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert len(rows) == 40
+    return rows
+
+
+def assert_nine_in_ten(rows):
+    for columns in (["is_true"], ["is_false_1", "is_false_2"]):
+        verdicts = [row[column] for row in rows for column in columns if row[column]]
+        assert set(verdicts) <= {"yes", "no"}
+        assert verdicts.count("yes") >= 0.9 * len(verdicts)
+
+
+# If the generator makes something else of these captions, look at it and judge it anew.
+def test_what_a_reader_found_of_forty_captions():
+    rows = judged("own")
+    for seed, row in enumerate(rows):
+        expected = row["positive"], (row["negative_1"], row["negative_2"])
+        assert make(row["caption"], seed) == expected
+    assert_nine_in_ten(rows)
+
+
+def test_what_a_reader_found_of_forty_titles(openclipart):
+    source = data.open(f"webdataset:{openclipart}/train/{{00000..00006}}.tar")
+    rows = judged("openclipart")
+    for seed, row in enumerate(rows):
+        made = make(source.caption(int(row["record"])), seed)
+        text = "\n".join([made.positive, *made.negatives]).encode() if made else b""
+        assert row["sha256"] == (hashlib.sha256(text).hexdigest()[:16] if made else "")
+    assert_nine_in_ten(rows)
