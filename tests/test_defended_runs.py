@@ -1,5 +1,8 @@
 """Each defence as a job, on a model too small to mean anything: what it reads and leaves."""
 
+import pathlib
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -100,3 +103,20 @@ def test_a_defence_from_outside_the_package_is_named_and_trained(given, tmp_path
     assert [row["loss/steps"] for row in rows] == [0, 1, 2, 3]
     # Of the two rows of a batch that are chosen some captions may have no word to exchange.
     assert 1 <= max(row["loss/rows"] for row in rows) <= 2
+
+
+def test_the_readmes_defence_trains_by_its_name_alone(given, tmp_path, monkeypatch):
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"### Your defence.*?```python\n(.*?)```", readme, re.DOTALL)[1]
+    (tmp_path / "mydefence.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = repair(cleanclip, given)
+    pristine = config.copy_and_resolve_references()
+    config.loss.name = "mydefence:Anchored"
+    config.loss.kwargs.weight = 0.5
+    jobs.drop_stale_kwargs(config, pristine, ["loss.name", "loss.kwargs.weight"])
+    summary = run(config, tmp_path / "run", devices=1)
+    assert summary["results"][-1]["model"] == "anchored"
+    # The images are not changed here, so the anchor costs nothing.
+    for row in metrics.read(tmp_path / "run" / "anchored" / "metrics.jsonl"):
+        assert row["loss"] == row["loss/clip"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from clipdef_jax import attacks, data
 from clipdef_jax.bench import timing
-from clipdef_jax.data import captions, decode, loader, tokenizer
+from clipdef_jax.data import captions, decode, loader, subcaptions, tokenizer
 from clipdef_jax.errors import BadRecord, UserError
 from clipdef_jax.types import Source, Trigger
 
@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> timing.Result:
             decode.prepare_pair(pair, arguments.side) for pair in pairs
         ],
         "augment captions (EDA)": lambda: [captions.eda(pair.caption, rng) for pair in pairs],
+        "sub-captions": lambda: [subcaptions.make(pair.caption, rng) for pair in pairs],
     }
     for name, settings in _TRIGGERS.items():
         trigger = attacks.get_trigger(name, **settings)

@@ -36,6 +36,6 @@ class Clip:
         Raises:
           ValueError: a view is missing, or the views do not share one (B, D) shape.
         """
-        image_BxD, text_BxD = take_views(embeddings, self.views)
+        image_BxD, text_BxD = take_views(embeddings, Clip.views)  # A subclass may name more.
         value = symmetric_info_nce(image_BxD, text_BxD, log_scale)
         return LossOutput(value, state, {"clip": value})
