@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.common import part
 
-_RATES = (1e-3, 1.5e-3, 2e-3, 3e-3)  # too low leaves the backdoor, too high takes the accuracy
-_WEIGHTS = (1.0, 2.0, 4.0)
+_RATES = (1e-3, 2e-3, 3e-3)  # too low leaves the backdoor, too high takes the accuracy
+_WEIGHTS = (1.0, 4.0)
 
 
 def _repair(loss: ConfigDict, weight: str = "", **recipe: Any) -> ConfigDict:

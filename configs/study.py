@@ -17,8 +17,8 @@ Variants:
   :attacks   the attacks alone, undefended; two hours on one CPU core.
   :defences  the attacks that defences are compared on in the literature; one seed, of the badnet
              three; hours on two CPU cores.
-  :sweep     plain fine-tuning, CleanCLIP and TA-Cleaner over learning rates and weights: the least
-             ASR at each price in clean accuracy, not one lucky point; an hour on one CPU core.
+  :sweep     repairs over learning rates and weights: the least ASR at each price in clean accuracy,
+             not one lucky point; under two hours on one CPU core.
   :smoke     two attacks, one defence and one seed, too small to mean anything.
 
 Processes may share a study's folder while each runs other cells, as --config.study.seeds=0 and =1;
@@ -75,8 +75,8 @@ def get_config(arg: str = "") -> ConfigDict:
             config.attacks.targeted.study = ConfigDict({"defences": others})
         case "sweep":
             config.study.sweep = True
-            config.study.attacks = ("badnet",)
-            config.study.defences = ("finetuned", "cleanclip", "tacleaner")
+            config.study.attacks = ("badnet", "badclip")
+            config.study.defences = ("finetuned", "cleanclip", "tacleaner", "par")
             config.study.seeds = (0,)
         case "smoke":
             common.shrink(config)
