@@ -6,7 +6,8 @@ Variants:
   :paper     the recipe of Yang et al. 2023: RN50 on a million pairs of CC3M, 24 epochs.
 
 Images and captions are augmented in all epochs, as in the paper. What that does by itself shows
-with --config.loss.kwargs.every=99, which is CLIP on the augmented pairs.
+with --config.loss.kwargs.every=99, which is CLIP on the augmented pairs. They stand side by side in
+configs/study.py:pretraining.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +19,6 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config of the job."""
     config = common.base()
     config.update(defences.preset("roclip"))
-    config.data.train = common.MANY_SCENES
     match common.variant(arg, ("smoke", "paper")):
         case "smoke":
             common.shrink(config)
