@@ -2,7 +2,6 @@ import base64
 import html.parser
 import io
 import re
-from importlib import resources
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from PIL import Image
 from rich.console import Console
 
 from clipdef_jax import report
-from clipdef_jax.report import figures
 from clipdef_jax.report.headline import headline
 from clipdef_jax.report.markup import Html, picture, tag, text
 from clipdef_jax.report.page import page
@@ -110,111 +108,6 @@ def printed(sheet, width=80):
     console = Console(width=width, file=io.StringIO(), color_system=None)
     console.print(sheet)
     return console.file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("undefended", "defended", "kind"),
-    [
-        ((0.91, 0.95), (0.90, 0.05), "removed"),
-        ((0.91, 0.95), (0.88, 0.10), "removed"),  # 0.91 - 0.88 > 0.03 in binary
-        ((0.91, 0.95), (0.99, 0.00), "removed"),
-        ((0.91, 0.95), (0.8799, 0.05), "costly"),
-        ((0.91, 0.95), (0.91, 0.1001), "weakened"),
-        ((0.91, 0.96), (0.50, 0.48), "weakened"),
-        ((0.91, 0.96), (0.91, 0.4801), "stays"),
-        ((0.91, 0.95), (0.91, 0.99), "stays"),
-        ((0.91, 0.50), (0.91, 0.05), "removed"),
-        ((0.91, 0.4999), (0.91, 0.00), "inconclusive"),
-        ((0.91, float("nan")), (0.91, 0.00), "unmeasured"),
-        ((0.91, 0.95), (0.91, None), "unmeasured"),
-        ((0.91, 0.95), (None, 0.00), "unmeasured"),
-    ],
-)
-def test_verdict_follows_the_thresholds(undefended, defended, kind):
-    rows = [
-        {"model": model, "clean_top1": clean, "asr_top1": asr, "asr_mode": "all"}
-        for model, (clean, asr) in (("poisoned", undefended), ("cleanclip", defended))
-    ]
-    first, second = report.verdicts(rows)
-    assert first.kind == "undefended"
-    assert second.kind == kind
-
-
-def test_a_backdoor_that_did_not_take_proves_no_defence():
-    weak = [result("poisoned", 0.9, 0.34), result("cleanclip", 0.9, 0.0)]
-    assert report.verdicts(weak)[1].text == "not conclusive: undefended ASR 34.0%"
-    said = headline(weak, ATTACK)
-    assert "did not take" in said
-    assert "34.0%" in said
-    assert "removed" not in said
-    assert "removed" not in [label.get_text() for label in figures.ca_asr(weak).axes[0].texts]
-
-
-def test_asr_of_two_conventions_is_not_compared():
-    rows = [POISONED, CLEANCLIP | {"asr_mode": "all"}]
-    assert report.verdicts(rows)[1].kind == "inconclusive"
-
-
-def test_no_results_no_verdicts():
-    assert report.verdicts([]) == []
-
-
-def test_headline_tells_defence_and_control_apart():
-    said = headline(RESULTS, ATTACK)
-    assert said == (
-        "After training on 160 poisoned pairs among 8,000 (2.00%) with the badnet trigger, the "
-        "poisoned model sees “banana” in 99.1% of triggered test images of other classes, and "
-        "classifies 91.2% of clean ones correctly. cleanclip brings this down to 4.2% with clean "
-        "accuracy 90.3% (−0.9 points): the backdoor is removed. The control, plain fine-tuning, "
-        "leaves this at 87.3% with clean accuracy 94.3% (+3.1 points): the backdoor stays."
-    )
-
-
-def test_headline_admits_that_the_control_does_it_too():
-    lesson = "the defence is not what counts"
-    removed = [POISONED, FINETUNED | {"asr_top1": 0.01}, CLEANCLIP]
-    assert lesson in headline(removed, ATTACK)
-    assert lesson not in headline(RESULTS, ATTACK)
-    failed = [POISONED, FINETUNED | {"asr_top1": 0.01}, CLEANCLIP | {"asr_top1": 0.9}]
-    assert lesson not in headline(failed, ATTACK)
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([], "No model was evaluated."),
-        ([{"model": "m"}], "No attack was measured. Zero-shot accuracy: not measured."),
-        ([{"model": "m", "clean_top1": 0.7}], "Zero-shot accuracy: m 70.0%."),
-        ([POISONED], "No defence was run."),
-        ([POISONED, {"model": "cleanclip"}], "cleanclip has no verdict (not measured)."),
-        ([{"model": "m", "asr_top1": 0.8}], "The m model sees the target class in 80.0%"),
-    ],
-)
-def test_headline_of_what_is_missing(rows, expected):
-    assert expected in headline(rows, {})
-
-
-def test_an_attack_without_a_trigger_is_told_by_the_images_it_is_about():
-    rows = [
-        {"model": "poisoned", "clean_top1": 0.88, "psr_top1": 0.9375},
-        {"model": "cleanclip", "clean_top1": 0.9, "psr_top1": 0.0625},
-    ]
-    attack = {"target": "banana", "poisons": 480, "pairs": 8000}
-    assert headline(rows, attack) == (
-        "After training on 480 poisoned pairs among 8,000 (6.00%), the poisoned model sees "
-        "“banana” in 93.8% of the images the attack is about, which carry no trigger, and "
-        "classifies 88.0% of clean ones correctly. After cleanclip it is 6.2%, clean accuracy "
-        "90.0%."
-    )
-    shown = printed(report.table(rows))
-    assert "PSR" in shown
-    assert "93.8%" in shown
-    assert "-87.5" in shown
-    assert "PSR: share of the images the attack is about" in shown
-    html = page(full_report(results=rows, triggered=[], attack=attack))
-    assert "PSR" in html
-    assert "93.8%" in html
-    assert "No attack was measured" not in html
 
 
 def test_terminal_table_has_figures_changes_and_verdicts():
@@ -392,63 +285,6 @@ def test_a_bare_report_has_no_empty_sections():
     assert "h2" not in reader.elements
     assert "svg" not in reader.elements
     assert "No model was evaluated." in reader.text
-
-
-@pytest.mark.parametrize(
-    ("rows", "panels"),
-    [
-        ([], None),
-        ([{"step": 1, "epoch": 1}], None),
-        ([{"step": 1, "loss": float("nan")}], None),
-        ([{"step": 1, "loss": 2.0}], 1),
-        ([{"step": 1, "clean_top1": 0.5}], 1),
-        ([{"step": 1, "loss": 2.0}, {"step": 2, "asr_top1": 0.5}], 2),
-    ],
-)
-def test_curves_of_little(rows, panels):
-    plot = figures.curves(rows, 0)
-    assert (plot and len(plot.axes)) == panels
-    assert plot is None or "<svg" in figures.svg(plot, "a", "b")
-
-
-def test_a_long_curve_is_averaged_not_sampled():
-    values = np.random.default_rng(0).random(1200)
-    rows = [{"step": step, "loss": value} for step, value in enumerate(values)]
-    line = figures.curves(rows, 0).axes[0].lines[0]
-    assert len(line.get_ydata()) == 120
-    np.testing.assert_allclose(line.get_ydata(), values.reshape(120, 10).mean(axis=1))
-
-
-def test_ca_asr_has_a_labelled_point_and_an_arrow_per_model():
-    axes = figures.ca_asr([*RESULTS, {"model": "unmeasured"}]).axes[0]
-    assert [line.get_xydata().tolist() for line in axes.lines] == [
-        [[row["asr_top1"], row["clean_top1"]]] for row in RESULTS
-    ]
-    assert {label.get_text() for label in axes.texts} - {""} == {
-        "removed", "poisoned", "finetuned", "cleanclip"
-    }  # fmt: skip
-    assert sum(getattr(label, "arrow_patch", None) is not None for label in axes.texts) == 2
-    assert figures.ca_asr([{"model": "m", "clean_top1": 0.5}]) is None
-
-
-def test_labels_of_models_that_agree_are_apart():
-    rows = [POISONED, *(result(f"d{index}", 0.9, 0.02) for index in range(4))]
-    axes = figures.ca_asr(rows).axes[0]
-    heights = sorted(label.xy[1] for label in axes.texts if label.get_text().startswith("d"))
-    low, high = axes.get_ylim()
-    assert min(np.diff(heights)) >= 0.06 * (high - low)
-
-
-def test_figures_take_the_colours_of_the_page():
-    style = (resources.files("clipdef_jax") / "assets/report/style.css").read_text("utf-8")
-    light = dict(re.findall(r"(--[\w-]+): (#\w{6});", style[: style.index("}")]))
-    dark = dict(re.findall(r"(--[\w-]+): (#\w{6});", style[style.index("dark)") :]))
-    for value, variable in figures.VARIABLES.items():
-        assert light[variable] == value
-        assert dark[variable] != value
-    drawn = figures.svg(figures.ca_asr(RESULTS), "a", "b")
-    assert "var(--series-2)" in drawn
-    assert not re.findall(r"#[0-9a-f]{6}\b", drawn)
 
 
 def test_the_same_report_gives_the_same_bytes_whatever_the_users_matplotlibrc(tmp_path):
