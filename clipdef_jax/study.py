@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
 
     Returns:
       The summary, as in `summary.json`: "results" has a row per cell, "table" a row per attack and
-      defence, over the seeds.
+      defence, over the seeds, "least_asr" what a sweep comes to.
 
     Raises:
       UserError: a name that the study does not have, or a mistake in a cell's config.
@@ -97,12 +97,18 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, command: str) -> dict[str,
         # A long study holds many compiled programs; those of other cells are of no use any more.
         jax.clear_caches()
     table = matrix.aggregate(rows)
+    best = frontier.least_asr(table)
     # What the cells took, however often the study was stopped between them.
     seconds = {"cells": sum(row["seconds"] for row in rows), "now": time.monotonic() - began}
-    summary = {"results": rows, "table": table, "seconds": seconds, "config": config.to_dict()}
+    summary = {
+        "results": rows,
+        "table": table,
+        "least_asr": best,
+        "seconds": seconds,
+        "config": config.to_dict(),
+    }
     if processes.is_first():
         write_json(workdir / "summary.json", summary)
-        best = frontier.least_asr(table)
         tables = [matrix.by_attack(table), matrix.markdown(table), frontier.markdown(best)]
         text = "\n".join(filter(None, tables))
         (workdir / "table.md").write_text(text, encoding="utf-8")

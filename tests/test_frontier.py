@@ -30,17 +30,20 @@ def test_unbeaten_keeps_what_nothing_beats():
 def test_the_least_asr_at_each_price():
     plain, defended = frontier.least_asr(matrix.aggregate(ROWS), prices=(0.0, 0.01, 0.03, 0.06))
     assert (plain["defence"], defended["defence"]) == ("finetuned", "cleanclip")
-    assert [least and least["asr_top1"] for least in plain["least"].values()] == [0.5] * 4
-    asr = [least and least["asr_top1"] for least in defended["least"].values()]
-    assert asr == [None, 0.2, 0.02, 0.01]
-    assert defended["least"][0.03]["setting"] == "lr=0.002, inmodal_weight=1.0"
-    assert defended["least"][0.03]["clean_top1"] == 0.93
+    assert [least["asr_top1"] for least in plain["least"]] == [0.5] * 4
+    assert [least["asr_top1"] for least in defended["least"]] == [None, 0.2, 0.02, 0.01]
+    assert defended["least"][2] == {
+        "price": 0.03,
+        "setting": "lr=0.002, inmodal_weight=1.0",
+        "asr_top1": 0.02,
+        "clean_top1": 0.93,
+    }
 
 
 def test_of_equal_asr_the_higher_accuracy_is_taken():
     rows = [*ROWS, row("badnet", "cleanclip: lr=0.003", 0, 0.935, 0.02)]
     *_, defended = frontier.least_asr(matrix.aggregate(rows), prices=(0.03,))
-    assert defended["least"][0.03]["setting"] == "lr=0.003"
+    assert defended["least"][0]["setting"] == "lr=0.003"
 
 
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS[1:], [ROWS[0], ROWS[-1]]])

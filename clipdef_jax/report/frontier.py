@@ -45,8 +45,9 @@ def least_asr(
       prices: most clean accuracy that may be lost against the undefended model.
 
     Returns:
-      "attack", "defence", and "least", by price: None where each setting costs more, or the
-      "setting", its "asr_top1" and its "clean_top1". Defences without settings have no row.
+      "attack", "defence", and "least", for each price: "price", and the "setting", its "asr_top1"
+      and its "clean_top1", None where each setting costs more. Defences without settings have no
+      row.
     """
     rows = []
     for attack in dict.fromkeys(line["attack"] for line in table):
@@ -55,7 +56,7 @@ def least_asr(
         swept = [line for line in lines if series(line) != line["defence"]]
         for name in dict.fromkeys(map(series, swept)) if before else ():
             own = [line for line in swept if series(line) == name]
-            least = {price: _least(own, before[0] - price) for price in prices}
+            least = [{"price": p, **_least(own, before[0] - p)} for p in prices]
             rows.append({"attack": attack, "defence": name, "least": least})
     return rows
 
@@ -82,10 +83,10 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return over_seeds.markdown(_cells(rows, "; ")) if rows else ""
 
 
-def _least(lines: Sequence[Mapping[str, Any]], accuracy: float) -> dict[str, Any] | None:
+def _least(lines: Sequence[Mapping[str, Any]], accuracy: float) -> dict[str, Any]:
     enough = [line for line in lines if line["clean_top1_mean"] >= accuracy]
     if not enough:
-        return None
+        return {"setting": None, "asr_top1": None, "clean_top1": None}
     best = min(enough, key=lambda line: (line["asr_top1_mean"], -line["clean_top1_mean"]))
     return {
         "setting": best["defence"].partition(": ")[2],
@@ -95,11 +96,12 @@ def _least(lines: Sequence[Mapping[str, Any]], accuracy: float) -> dict[str, Any
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], between: str) -> list[list[str]]:
-    def shown(least: Mapping[str, Any] | None) -> str:
-        if least is None:
+    def shown(least: Mapping[str, Any]) -> str:
+        if least["setting"] is None:
             return "-"
         return between.join([f"{100 * least['asr_top1']:.1f}", *least["setting"].split(", ")])
 
-    points = (f"{100 * price:g} point{'s' * (price > 0.01)}" for price in rows[0]["least"])
-    lines = [[row["attack"], row["defence"], *map(shown, row["least"].values())] for row in rows]
+    prices = (100 * least["price"] for least in rows[0]["least"])
+    points = (f"{price:g} point{'s' * (price != 1)}" for price in prices)
+    lines = [[row["attack"], row["defence"], *map(shown, row["least"])] for row in rows]
     return [[*over_seeds.WORDS, *points], *lines]
