@@ -52,15 +52,16 @@ def test_without_settings_or_an_undefended_model_there_is_nothing_to_say(rows):
     assert frontier.markdown([]) == ""
 
 
-def test_tables_name_the_setting():
-    rows = frontier.least_asr(matrix.aggregate(ROWS), prices=(0.01, 0.03))
-    lines = frontier.markdown(rows).splitlines()
-    assert lines[0] == "| attack | defence | 1 point | 3 points |"
-    assert lines[3] == (
-        "| badnet | cleanclip | 20.0; lr=0.001; inmodal_weight=1.0 "
-        "| 2.0; lr=0.002; inmodal_weight=1.0 |"
-    )
+def test_tables_name_what_each_price_buys():
+    rows = frontier.least_asr(matrix.aggregate(ROWS), prices=(0.001, 0.01, 0.03, 0.04))
+    heading, _, *lines = frontier.markdown(rows).splitlines()
+    assert heading == "| attack | defence | CA lost at most | least ASR % | CA % | setting |"
+    assert lines == [
+        "| badnet | finetuned | 0.1 points | 50.0 | 96.0 | lr=0.001 |",
+        "| badnet | cleanclip | 1 point | 20.0 | 94.5 | lr=0.001, inmodal_weight=1.0 |",
+        "| badnet | cleanclip | 3 points | 2.0 | 93.0 | lr=0.002, inmodal_weight=1.0 |",
+    ]
     page = io.StringIO()
     Console(file=page, width=80).print(frontier.terminal(rows))
-    assert "least ASR %" in page.getvalue()
-    assert "inmodal_weight=1.0" in page.getvalue()
+    assert "…" not in page.getvalue()
+    assert page.getvalue().count("inmodal_weight=1.0") == 2

@@ -62,25 +62,19 @@ def least_asr(
 
 
 def terminal(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Lays the rows out for a terminal, each setting under its ASR."""
-    heading, *lines = _cells(rows, "\n")
-    sheet = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title="least ASR %, at a loss of clean accuracy of at most",
-        title_style="",
-        title_justify="left",
-    )
+    """Lays the rows out for a terminal."""
+    heading, *lines = _cells(rows)
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in heading:
         sheet.add_column(name, justify="left" if name in over_seeds.WORDS else "right")
-    for line in lines:
-        sheet.add_row(*line, end_section=True)
+    for line, following in zip(lines, [*lines[1:], None], strict=True):
+        sheet.add_row(*line, end_section=following is None or following[:2] != line[:2])
     return sheet
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the rows in Markdown; nothing for no rows."""
-    return over_seeds.markdown(_cells(rows, "; ")) if rows else ""
+    return over_seeds.markdown(_cells(rows)) if rows else ""
 
 
 def _least(lines: Sequence[Mapping[str, Any]], accuracy: float) -> dict[str, Any]:
@@ -95,13 +89,17 @@ def _least(lines: Sequence[Mapping[str, Any]], accuracy: float) -> dict[str, Any
     }
 
 
-def _cells(rows: Sequence[Mapping[str, Any]], between: str) -> list[list[str]]:
-    def shown(least: Mapping[str, Any]) -> str:
-        if least["setting"] is None:
-            return "-"
-        return between.join([f"{100 * least['asr_top1']:.1f}", *least["setting"].split(", ")])
-
-    prices = (100 * least["price"] for least in rows[0]["least"])
-    points = (f"{price:g} point{'s' * (price != 1)}" for price in prices)
-    lines = [[row["attack"], row["defence"], *map(shown, row["least"])] for row in rows]
-    return [[*over_seeds.WORDS, *points], *lines]
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Returns a line for each price that buys something, and a heading."""
+    cells = [["attack", "defence", "CA lost at most", "least ASR %", "CA %", "setting"]]
+    for row in rows:
+        known = None
+        for least in row["least"]:
+            if least["setting"] in (None, known):
+                continue
+            known = least["setting"]
+            points = 100 * least["price"]
+            lost = f"{points:g} point{'s' * (points != 1)}"
+            figures = (f"{100 * least[name]:.1f}" for name in ("asr_top1", "clean_top1"))
+            cells.append([row["attack"], row["defence"], lost, *figures, known])
+    return cells

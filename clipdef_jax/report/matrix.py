@@ -69,7 +69,9 @@ def markdown(table: Sequence[Mapping[str, Any]]) -> str:
 
 def by_attack(table: Sequence[Mapping[str, Any]]) -> str:
     """Returns the table in Markdown as papers have it: a row per defence, a column per attack."""
-    attacks, defences = (list(dict.fromkeys(line[k] for line in table)) for k in over_seeds.WORDS)
+    attacks, defences = (
+        list(dict.fromkeys(line[kind] for line in table)) for kind in ("attack", "defence")
+    )
     cells = {(line["attack"], line["defence"]): line for line in table}
     rows = [
         [defence, *(_pair(cells.get((attack, defence))) for attack in attacks)]

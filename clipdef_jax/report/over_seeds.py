@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-WORDS = ("attack", "defence")
+WORDS = ("attack", "defence", "setting")
 """Columns that are no numbers."""
 
 
