@@ -89,17 +89,22 @@ class Farther:
 """
 
 
-def test_a_defence_from_outside_the_package_is_named_and_trained(given, tmp_path, monkeypatch):
-    (tmp_path / "outside_defence.py").write_text(DEFENCE)
+def run_outside(name, code, given, tmp_path, monkeypatch):
+    """Trains with a loss of weight 0.5 out of a file that is not in the package."""
+    (tmp_path / f"{name.partition(':')[0]}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     config = repair(cleanclip, given)
     pristine = config.copy_and_resolve_references()
-    config.loss.name = "outside_defence:Farther"
+    config.loss.name = name
     config.loss.kwargs.weight = 0.5
     jobs.drop_stale_kwargs(config, pristine, ["loss.name", "loss.kwargs.weight"])
-    summary = run(config, tmp_path / "run", devices=1)
-    assert summary["results"][-1]["model"] == "farther"
-    rows = metrics.read(tmp_path / "run" / "farther" / "metrics.jsonl")
+    model = run(config, tmp_path / "run", devices=1)["results"][-1]["model"]
+    return model, metrics.read(tmp_path / "run" / model / "metrics.jsonl")
+
+
+def test_a_defence_from_outside_the_package_is_named_and_trained(given, tmp_path, monkeypatch):
+    model, rows = run_outside("outside_defence:Farther", DEFENCE, given, tmp_path, monkeypatch)
+    assert model == "farther"
     assert [row["loss/steps"] for row in rows] == [0, 1, 2, 3]
     # Of the two rows of a batch that are chosen some captions may have no word to exchange.
     assert 1 <= max(row["loss/rows"] for row in rows) <= 2
@@ -108,15 +113,8 @@ def test_a_defence_from_outside_the_package_is_named_and_trained(given, tmp_path
 def test_the_readmes_defence_trains_by_its_name_alone(given, tmp_path, monkeypatch):
     readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     code = re.search(r"### Your defence.*?```python\n(.*?)```", readme, re.DOTALL)[1]
-    (tmp_path / "mydefence.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    config = repair(cleanclip, given)
-    pristine = config.copy_and_resolve_references()
-    config.loss.name = "mydefence:Anchored"
-    config.loss.kwargs.weight = 0.5
-    jobs.drop_stale_kwargs(config, pristine, ["loss.name", "loss.kwargs.weight"])
-    summary = run(config, tmp_path / "run", devices=1)
-    assert summary["results"][-1]["model"] == "anchored"
+    model, rows = run_outside("mydefence:Anchored", code, given, tmp_path, monkeypatch)
+    assert model == "anchored"
     # The images are not changed here, so the anchor costs nothing.
-    for row in metrics.read(tmp_path / "run" / "anchored" / "metrics.jsonl"):
+    for row in rows:
         assert row["loss"] == row["loss/clip"]
