@@ -61,8 +61,9 @@ def test_place_puts_every_shard_where_its_rule_says():
 
 def after_one_step(mesh, fsdp, clip, loss, batch):
     # Adam divides a gradient by its own size, and so makes a step of the rounding of one that is
-    # zero, as that of the keys' biases is. This eps bounds what it makes of an error of 1e-7.
-    tx = optimizer.make_optimizer(lambda _: jnp.asarray(1e-3), weight_decay=0.1, eps=1e-3)
+    # zero, as that of the keys' biases is, or nearly so: of a word's gradient, a sum in which terms
+    # of 0.6 cancel, 3e-6 are rounding on some processors. By this eps a tenth of it gets through.
+    tx = optimizer.make_optimizer(lambda _: jnp.asarray(1e-3), weight_decay=0.1, eps=1e-2)
     with jax.set_mesh(mesh):
         before = state.create(clip, loss, tx, 0, mesh, rules=placement.rules_of(fsdp))
         shardings = jax.tree.map(lambda x: x.sharding, before)
