@@ -18,10 +18,13 @@ Variants:
   :defences  repairs against the attacks that the literature compares them on; one seed, of the
              badnet three; an hour and a half on one CPU core.
   :pretraining
-             RoCLIP, CLIP on its views, and CLIP; an hour and a half on one CPU core.
+             RoCLIP, CLIP on its views, and CLIP; likewise one seed, of the badnet three; an hour on
+             one CPU core.
   :sweep     repairs over learning rates and weights: the least ASR at each price in clean accuracy,
              not one lucky point; an hour on one CPU core.
   :smoke     two attacks, one defence and one seed, too small to mean anything.
+
+An attack's own section goes over the study's: --config.attacks.badnet.study.seeds=0, takes one seed.
 
 Processes may share a study's folder while each runs other cells, as --config.study.seeds=0 and =1;
 the table of all is made by a last command that names them all.
@@ -76,7 +79,9 @@ def get_config(arg: str = "") -> ConfigDict:
             config.data.train = "emoji:train"  # RoCLIP's; see there
             config.pretrain.epochs = 15
             config.study.attacks = ("badnet", "targeted")
-            config.study.defences = ("augmented", "roclip")
+            config.study.defences = ("roclip", "augmented")
+            config.study.seeds = (0,)
+            config.attacks.badnet.study = ConfigDict({"seeds": (0, 1, 2)})
         case "sweep":
             config.study.sweep = True
             config.study.attacks = ("badnet",)
