@@ -24,7 +24,8 @@ Variants:
              not one lucky point; an hour on one CPU core.
   :smoke     two attacks, one defence and one seed, too small to mean anything.
 
-An attack's own section goes over the study's: --config.attacks.badnet.study.seeds=0, takes one seed.
+What an attack's own section says goes over that: --config.attacks.badnet.study.seeds=0, makes it
+one seed.
 
 Processes may share a study's folder while each runs other cells, as --config.study.seeds=0 and =1;
 the table of all is made by a last command that names them all.
