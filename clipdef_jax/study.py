@@ -236,7 +236,8 @@ def _chosen(kind: str, names: Any, known: ConfigDict) -> list[str]:
 
 
 def _summary(config: ConfigDict, cell: Cell, workdir: pathlib.Path, command: str) -> dict[str, Any]:
-    if _searches(config, cell.attack):
+    # The undefended model comes before all others of its attack and seed.
+    if cell.defence == UNDEFENDED and _searches(config, cell.attack):
         _optimise_patch(config, cell, workdir, command)
     fields = config_of(config, cell, workdir)
     # Checked here, cell by cell: a study may grow by attacks, defences and seeds.

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from clipdef_jax.report import over_seeds
@@ -63,13 +62,7 @@ def least_asr(
 
 def terminal(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Lays the rows out for a terminal."""
-    heading, *lines = _cells(rows)
-    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in heading:
-        sheet.add_column(name, justify="left" if name in over_seeds.WORDS else "right")
-    for line, following in zip(lines, [*lines[1:], None], strict=True):
-        sheet.add_row(*line, end_section=following is None or following[:2] != line[:2])
-    return sheet
+    return over_seeds.terminal(_cells(rows), grouped_by=2)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

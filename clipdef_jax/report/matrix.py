@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from clipdef_jax.report import figures, frontier, over_seeds
@@ -53,13 +52,7 @@ def aggregate(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def terminal(table: Sequence[Mapping[str, Any]]) -> Table:
     """Lays the table out for a terminal."""
-    heading, *lines = _cells(table)
-    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in heading:
-        sheet.add_column(name, justify="left" if name in ("attack", "defence") else "right")
-    for line, following in zip(lines, [*lines[1:], None], strict=True):
-        sheet.add_row(*line, end_section=following is None or following[0] != line[0])
-    return sheet
+    return over_seeds.terminal(_cells(table), grouped_by=1)
 
 
 def markdown(table: Sequence[Mapping[str, Any]]) -> str:
